@@ -1,13 +1,19 @@
 """What does the server cost, and what does it gain?
 
-    python -m yolact_bench.studies.serving [MODEL_DIR] [--clients 16] [--seconds 10] [--load 120] [--rounds 200]
+    python -m yolact_bench.studies.serving [MODEL] [--preset sample-cpu] [--starts 3] [--rounds 200]
+        [--clients 16] [--seconds 10] [--load 120]
 
-Starts `yolact serve` on the loopback interface, with batches of up to 8 images and without batches, and measures: the
-time until it is ready; one client's requests in turn with the bare predictor, which decodes the same JPEG, detects and
-encodes the masks; the throughput of several clients at once, in turn with and without batches; and a longer load with
-the server's memory, threads and open files. On a busy machine the least times, and the CPU time of all threads for an
-image, say more than the medians. Without MODEL_DIR the network is that of ``conf/sample-cpu.yaml`` with random weights
-that find about ten objects (`yolact_bench.speed.calibration`). Clients and servers share the machine's cores.
+Starts `yolact serve` on the loopback interface and measures, each part left out by 0: the time until it is ready, of
+``--starts`` servers one after the other; ``--rounds`` requests of one client in turn with the bare predictor, which
+decodes the same JPEG, detects and encodes the masks; the throughput of several clients at once for ``--seconds``, in
+turn with batches of up to 8 images and without batches; and a longer ``--load`` with the server's memory, threads and
+open files. On a busy machine the least times, and the CPU time of all threads for an image, say more than the medians.
+Without MODEL the network is that of a preset with random weights that find about ten objects
+(`yolact_bench.speed.calibration`). Clients and servers share the machine's cores.
+
+    python -m yolact_bench.studies.serving models --starts 0 --rounds 0 --seconds 0 --load 600      # a long load
+    python -m yolact_bench.studies.serving --preset voc2012-r50 --starts 0 --rounds 0 --seconds 60 --load 0  # batches
+    python -m yolact_bench.studies.serving models:/yolact@champion --rounds 0 --seconds 0 --load 0  # starts
 """
 
 from __future__ import annotations
@@ -44,6 +50,9 @@ WARM_UP = 5
 TURNS = 3
 """Times that the throughput is measured with and without batches, in turn."""
 
+NO_ANSWER = 0
+"""Status of a request whose connection broke."""
+
 
 @dataclass
 class Server:
@@ -63,6 +72,11 @@ class Server:
         files = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
         return {"memory": int(values["VmRSS"].split()[0]), "threads": int(values["Threads"]), "files": files}
 
+    def describe(self) -> str:
+        """The state in words."""
+        state = self.status()
+        return f"{state['memory'] / 1024:.0f} MiB, {state['threads']} threads, {state['files']} files"
+
     def cpu_seconds(self) -> float:
         """CPU time of the process so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -70,9 +84,9 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, batch_size: int) -> Iterator[Server]:
+def serving(model: str, batch_size: int) -> Iterator[Server]:
     """`yolact serve` in a process of its own, ready."""
-    command = [sys.executable, "-m", "yolact_cli.main", "serve", str(model), "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "yolact_cli.main", "serve", model, "--port", "0", "--device", "cpu"]
     start = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--batch-size", str(batch_size)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -112,6 +126,7 @@ class Load:
     """What clients saw."""
 
     statuses: Counter[int] = field(default_factory=Counter)
+    """Number of answers by status; `NO_ANSWER` counts broken connections."""
     seconds: list[float] = field(default_factory=list)
     duration: float = 0.0
     cpu: float = 0.0
@@ -131,6 +146,12 @@ class Load:
         """Times in ms that 50, 95 and 99 % of the answers needed at most."""
         return [float(value) for value in np.percentile(np.array(self.seconds) * 1e3, [50, 95, 99])]
 
+    def describe(self) -> str:
+        """Answers by status, throughput and times in words."""
+        middle, most, nearly_all = self.percentiles()
+        times = f"p50 {middle:.0f} ms, p95 {most:.0f}, p99 {nearly_all:.0f}"
+        return f"{dict(self.statuses)}, {self.rate:.1f} images/s, {times}"
+
 
 def load(server: Server, image: bytes, clients: int, seconds: float) -> Load:
     """Clients that each send one request after the other."""
@@ -140,7 +161,11 @@ def load(server: Server, image: bytes, clients: int, seconds: float) -> Load:
     def client() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         while (before := time.perf_counter()) < start + seconds:
-            status, _ = send(connection, "POST", "/predict", image)
+            try:
+                status, _ = send(connection, "POST", "/predict", image)
+            except (OSError, http.client.HTTPException):
+                connection.close()  # the next request opens it again
+                status = NO_ANSWER
             result.seconds.append(time.perf_counter() - before)
             result.statuses[status] += 1
         connection.close()
@@ -197,10 +222,12 @@ def overhead(server: Server, predictor: Predictor, image: bytes, rounds: int) ->
 
 
 def main(
-    model_dir: Annotated[Path | None, typer.Argument(help="Folder with a trained model.")] = None,
+    model: Annotated[str | None, typer.Argument(help="What `yolact serve` takes; for --rounds a folder.")] = None,
+    preset: Annotated[str, typer.Option(help="Whose network is measured without MODEL.")] = "sample-cpu",
+    starts: Annotated[int, typer.Option(help="Servers to start one after the other.")] = 3,
     clients: int = 16,
     seconds: Annotated[float, typer.Option(help="Duration of each throughput measurement.")] = 10,
-    duration: Annotated[float, typer.Option("--load", help="Duration of the longer load, s; 0 for none.")] = 120,
+    duration: Annotated[float, typer.Option("--load", help="Duration of the longer load, s.")] = 120,
     rounds: Annotated[int, typer.Option(help="Requests in turn with the bare predictor.")] = 200,
 ) -> None:
     """Print the measurements."""
@@ -208,46 +235,57 @@ def main(
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=90)
     image = stream.getvalue()
+    print(f"{pixels.shape[1]}x{pixels.shape[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
-        model = model_dir or _sample_model(Path(folder), pixels)
-        with serving(model, 8) as batched, serving(model, 1) as single:
-            print(f"{pixels.shape[1]}x{pixels.shape[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
-            print(f"ready after {batched.start_seconds:.1f} s ({batched.start_cpu:.1f} s of CPU time)", flush=True)
-            print(overhead(batched, Predictor.load(model, device="cpu"), image, rounds).describe(), flush=True)
-            loads: dict[str, list[Load]] = {"with batches": [], "one by one": []}
-            for _ in range(TURNS):
-                for name, server in zip(loads, (batched, single), strict=True):
-                    loads[name].append(load(server, image, clients, seconds))
-            for name, done in loads.items():
-                rates, cpu = [each.rate for each in done], [each.cpu_milliseconds for each in done]
-                print(
-                    f"{clients} clients, {name}: {', '.join(f'{rate:.1f}' for rate in rates)} images/s; "
-                    f"{np.median(cpu):.1f} ms of CPU time each"
-                )
-            first, second = (np.median([each.rate for each in done]) for done in loads.values())
-            print(f"gain of batches: {first / second:.2f}", flush=True)
+        model = model or _random_model(Path(folder), preset, pixels)
+        for _ in range(starts):
+            with serving(model, 8) as server:
+                print(f"ready after {server.start_seconds:.1f} s ({server.start_cpu:.1f} s of CPU time)", flush=True)
+        if not (rounds or seconds or duration):
+            return
+        with serving(model, 8) as batched:
+            if rounds:
+                print(overhead(batched, Predictor.load(model, device="cpu"), image, rounds).describe(), flush=True)
+            if seconds:
+                with serving(model, 1) as single:
+                    _throughput(batched, single, image, clients, seconds)
             if duration:
                 _long_load(batched, image, clients, duration)
 
 
+def _throughput(batched: Server, single: Server, image: bytes, clients: int, seconds: float) -> None:
+    """Load in turn with and without batches."""
+    loads: dict[str, list[Load]] = {"with batches": [], "one by one": []}
+    for _ in range(TURNS):
+        for name, server in zip(loads, (batched, single), strict=True):
+            loads[name].append(load(server, image, clients, seconds))
+    for name, done in loads.items():
+        rates, cpu = [each.rate for each in done], [each.cpu_milliseconds for each in done]
+        print(
+            f"{clients} clients, {name}: {', '.join(f'{rate:.1f}' for rate in rates)} images/s; "
+            f"{np.median(cpu):.1f} ms of CPU time each"
+        )
+    first, second = (np.median([each.rate for each in done]) for done in loads.values())
+    print(f"gain of batches: {first / second:.2f}", flush=True)
+
+
 def _long_load(server: Server, image: bytes, clients: int, duration: float) -> None:
-    """Load in ten parts, with the state of the server after each."""
+    """Load in ten parts, with the state of the server before them and after each."""
+    whole = Load()
+    print(f"0 s: {server.describe()}")
     for part in range(1, 11):
         result = load(server, image, clients, duration / 10)
-        middle, most, nearly_all = result.percentiles()
-        state = server.status()
-        print(
-            f"{part * duration / 10:.0f} s: {dict(result.statuses)}, {result.rate:.1f} images/s, p50 {middle:.0f} ms, "
-            f"p95 {most:.0f}, p99 {nearly_all:.0f}; {state['memory'] / 1024:.0f} MiB, {state['threads']} threads, "
-            f"{state['files']} files",
-            flush=True,
-        )
+        print(f"{part * duration / 10:.0f} s: {server.describe()}; {result.describe()}", flush=True)
+        whole.statuses += result.statuses
+        whole.seconds += result.seconds
+        whole.duration += result.duration
+    print(f"all: {whole.describe()}")
 
 
-def _sample_model(folder: Path, image: np.ndarray) -> Path:
-    network = calibrated_network(choose("sample-cpu").model, len(VOC_CLASSES), image, OBJECTS)
+def _random_model(folder: Path, preset: str, image: np.ndarray) -> str:
+    network = calibrated_network(choose(preset).model, len(VOC_CLASSES), image, OBJECTS)
     save_model(network, list(VOC_CLASSES), folder / "model")
-    return folder / "model"
+    return str(folder / "model")
 
 
 if __name__ == "__main__":
