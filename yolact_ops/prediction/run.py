@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,6 +149,12 @@ def _content(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def drawn_frame(frame: Frame, found: Detections, class_names: Sequence[str]) -> np.ndarray:
+    """A frame with its objects, (H, W, 3) uint8; an object's colour is that of its class."""
+    pixels = frame.pixels.permute(1, 2, 0).numpy()
+    return draw_detections(pixels, found, class_names, color_by="class", enlarge=False)
+
+
 class _Job:
     """One run over all inputs."""
 
@@ -245,15 +251,12 @@ class _Job:
             self._skip(item, "has no frame that can be decoded")
 
     def _drawn(self, reader: VideoReader) -> Iterator[tuple[Frame, Detections, np.ndarray | None]]:
-        """Frames with detections and drawings, (H, W, 3) uint8; an object's colour is that of its class."""
+        """Frames with detections and drawings."""
         frames = self._until_stopped(reader)
         with closing(predict_stream(self._predictor, frames, lambda frame: frame.pixels, live=reader.live)) as stream:
             for frame, found in stream:
                 chosen = self._chosen(found)
-                picture = None
-                if self._has_pictures:
-                    pixels = frame.pixels.permute(1, 2, 0).numpy()
-                    picture = draw_detections(pixels, chosen, self._classes.names, color_by="class", enlarge=False)
+                picture = drawn_frame(frame, chosen, self._classes.names) if self._has_pictures else None
                 yield frame, chosen, picture
 
     def _frame_image(self, frame: Frame, item: Input, name: str) -> ResultImage:
