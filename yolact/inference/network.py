@@ -28,6 +28,11 @@ from yolact.structures import RawOutputs
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+CPU_PIXELS = 2**19
+"""Input pixels that run through the network at once on a CPU. A ResNet's largest feature maps have 64 bytes for each
+(float32), so they stay within the 32 MiB up to which glibc keeps freed memory (mallopt(3), M_MMAP_THRESHOLD); larger
+ones would be mapped and cleared again in each run."""
+
 
 class InferenceNetwork:
     """A network for inference; later changes to the original do not affect it.
@@ -81,9 +86,17 @@ class InferenceNetwork:
         """Run (B, 3, S, S) normalised float32 images; the outputs have the network's precision."""
         images = images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
         with torch.no_grad():  # not inference_mode: callers may take gradients through the outputs later
-            boxes, class_logits, mask_coefficients, prototypes = self._tensors(images)[:4]
+            boxes, class_logits, mask_coefficients, prototypes = self._run(images)
         anchors = self._anchors(Yolact.level_sizes(images.shape[2], images.shape[3]), images.device)
         return RawOutputs(boxes, class_logits, mask_coefficients, prototypes, anchors, semantic_logits=None)
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        """Boxes, class logits, mask coefficients and prototypes; on a CPU of `CPU_PIXELS` at once."""
+        if self.device.type != "cpu" or self._compiled:
+            return list(self._tensors(images)[:4])
+        parts = images.split(max(1, CPU_PIXELS // (images.shape[2] * images.shape[3])))
+        outputs = [self._tensors(part)[:4] for part in parts]
+        return list(outputs[0]) if len(outputs) == 1 else [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -71,6 +71,28 @@ def test_folding_batch_norm_keeps_the_outputs(variant: str) -> None:
 # --- the network ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("images_at_once", "parts"), [(0.5, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (5, [5])])
+def test_on_a_cpu_large_batches_run_in_parts_and_their_outputs_are_joined(
+    images_at_once: float, parts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained_like("basic blocks")
+    batch = images(5)
+    monkeypatch.setattr("yolact.inference.network.CPU_PIXELS", int(images_at_once * batch.shape[2] * batch.shape[3]))
+    prepared = InferenceNetwork(model)
+    run, sizes = prepared._tensors, []
+
+    def run_part(part: Tensor) -> tuple[Tensor, ...]:
+        sizes.append(len(part))
+        return run(part)
+
+    monkeypatch.setattr(prepared, "_tensors", run_part)
+    found = prepared(batch)
+    with torch.no_grad():
+        expected = model(batch)
+    assert sizes == parts
+    assert_outputs_close(tensors_of(found), tensors_of(expected), 2e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_outputs_match_the_network(variant: str, batch: int) -> None:
