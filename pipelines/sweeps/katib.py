@@ -19,6 +19,7 @@ from pipelines.placement import queue_labels
 from pipelines.pods import pod_affinity, pod_resources, pod_tolerations, pod_variables, pod_volumes
 from pipelines.servers.connection import ClusterError
 from pipelines.servers.kube import Kubernetes, KubernetesError, Object
+from pipelines.sweeps.exit_codes import FINAL
 from pipelines.sweeps.space import Parameter, override
 from pipelines.sweeps.sweep import (
     BEST_MODULE,
@@ -197,6 +198,14 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
         "metadata": {"labels": queue_labels(config)},  # Kueue holds the Job until its turn
         "spec": {
             "backoffLimit": config.retries,  # a trial whose pod is lost resumes from its checkpoint
+            "podFailurePolicy": {
+                "rules": [
+                    {  # the shell that Katib starts the trial in passes its exit code on, if nothing stops trials early
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(FINAL)},
+                    }
+                ]
+            },
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }

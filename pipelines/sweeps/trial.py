@@ -1,8 +1,8 @@
 """One trial of a sweep: ``python -m pipelines.sweeps.trial``, the same process on this machine and on a cluster.
 
 `TRIAL_VARIABLE` has the trial. The last line of standard output is ``METRIC=VALUE``, which Katib's metrics collector
-reads. Exit codes are those of the steps: 75 after a request to stop, and the same trial then resumes from its
-checkpoint.
+reads. Exit codes are those of the steps, 75 after a request to stop, and those of `pipelines.sweeps.exit_codes`: after
+all but an error of the user the same trial resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from filelock import FileLock
 from components.evaluate import step as evaluate
 from components.train import step as train
 from pipelines.sweeps.data import prepare_data, shared_params, validation_data
+from pipelines.sweeps.exit_codes import distinct_exit_codes
 from pipelines.sweeps.runs import end_run, open_run
 from pipelines.sweeps.sweep import TRIAL_VARIABLE, Sweep, SweepFolder, Trial, TrialFolder
 from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts
@@ -121,7 +122,7 @@ def main() -> None:
     if trial.ends_with_parent:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     interrupts = Interrupts()
-    with clear_errors("trial"), interrupts.watched(), interrupts.at_once():
+    with distinct_exit_codes(), clear_errors("trial"), interrupts.watched(), interrupts.at_once():
         value = run_trial(trial)
     print(f"{trial.sweep.metric}={value!r}", flush=True)
 

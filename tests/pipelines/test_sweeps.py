@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,20 +20,27 @@ import optuna
 import pytest
 import yaml
 
+from components.promote.promotion import RefusedError
+from components.promote.rollout import NotServedError
 from pipelines.config import load_cluster
 from pipelines.servers.connection import ClusterError
 from pipelines.sweeps import katib, local
 from pipelines.sweeps.data import validation_data
+from pipelines.sweeps.exit_codes import EX_UNAVAILABLE, distinct_exit_codes
 from pipelines.sweeps.local import TrialLoop
 from pipelines.sweeps.space import Parameter, check_space, split_overrides
 from pipelines.sweeps.sweep import BEST_VARIABLE, TRIAL_VARIABLE, Best, Plan, Sweep, SweepError, SweepFolder, Trial
 from tests.pipelines.command import call
 from tests.pipelines.kube_server import VERSION, KubeServer, serve_kubernetes
-from yolact.engine.interrupts import InterruptedRunError
-from yolact.errors import SettingsError
+from tests.servers.servers import free_port
+from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
+from yolact.errors import DataError, SettingsError, YolactError
+from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.task import as_text
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.evaluations import evaluated_annotations
+from yolact_ops.tracking.store import StoreUnavailableError
+from yolact_ops.transfer.download import DownloadError
 
 SCHEMA = Path(__file__).with_name("katib_experiment.json")
 LR = Parameter("train.lr", "loguniform", (1e-4, 1e-2))
@@ -226,6 +235,65 @@ def test_trials_have_the_place_and_queue_of_the_task_train(params: Params) -> No
     assert term["matchExpressions"] == [{"key": "zone", "operator": "In", "values": ["a"]}]
     [preferred] = found["preferredDuringSchedulingIgnoredDuringExecution"]
     assert (preferred["weight"], preferred["preference"]["matchExpressions"][0]["key"]) == (5, "gpu")
+
+
+def test_only_an_end_that_would_come_again_fails_a_trial_at_once(params: Params) -> None:
+    manifest = katib.experiment(sweep_of(params, SPACE), SPACE, Plan(9, 3, 5, registers=True), load_cluster(), "team")
+    template = manifest["spec"]["trialTemplate"]
+    job = template["trialSpec"]["spec"]
+    [rule] = job["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "In")
+    assert rule["onExitCodes"]["containerName"] == template["primaryContainerName"]  # not Katib's own, of the same pod
+    codes = rule["onExitCodes"]["values"]
+    assert codes == [YolactError.exit_code, RefusedError.exit_code, NotServedError.exit_code]
+    lost = {128 + signal.SIGKILL, 128 + signal.SIGTERM}
+    assert not {EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, *lost} & set(codes)
+    assert job["backoffLimit"] == load_cluster().for_step("train").retries > 0
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes accepts the rules with no other
+    rule["onExitCodes"]["values"] = "1"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(template["trialSpec"] | {"metadata": {"name": "x"}}, VERSION, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError("train.lr: no such value"), 1),
+        (DataError("no such image"), 1),
+        (RefusedError("worse than the champion"), 3),
+        (InterruptedRunError("stopped"), EX_TEMPFAIL),
+        (StoreUnavailableError("no answer"), EX_UNAVAILABLE),
+        (DownloadError("no answer"), EX_UNAVAILABLE),
+        (RuntimeError("CUDA error"), EX_SOFTWARE),
+    ],
+)
+def test_exit_codes_tell_what_would_come_again_from_what_may_pass(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, distinct_exit_codes(), clear_errors("trial"), clear_errors("train"):
+        raise error
+    assert ended.value.code == code
+    assert str(error) in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trial_ends_with_the_code_of_its_error(params: Params, tmp_path: Path, repository: Path) -> None:
+    processed = tmp_path / "processed"
+    sweep = Sweep("trying", as_text(params), {}, "mask_AP", str(processed), {})
+    trial = Trial(sweep, str(tmp_path / "sweep"), "trying-abc", ["runtime.device=cpu"], ends_with_parent=False)
+    variables = {TRIAL_VARIABLE: trial.to_json(), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
+    variables |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONPATH": str(repository), "PATH": os.environ["PATH"]}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", local.TRIAL_MODULE]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+
+    done = run()
+    assert (done.returncode, "no processed data there" in done.stderr) == (1, True), done.stderr
+    processed.mkdir()
+    (processed / "stats.json").write_text("{}")
+    done = run()
+    assert done.returncode == EX_UNAVAILABLE, done.stderr
 
 
 def test_the_schema_detects_a_mistake(params: Params) -> None:
