@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import http.server
 import itertools
 import json
@@ -14,16 +13,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from pipelines.compiler import PIPELINES
 from pipelines.image import LABEL
@@ -32,6 +26,7 @@ from pipelines.servers.client import _equals
 from pipelines.spec import read_compiled
 from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
+from tests.servers.certificates import make_certificate
 from tests.servers.servers import listening
 from yolact_ops.lineage.code import code_versions, versions_to_text
 from yolact_ops.settings.params import parse_params
@@ -565,31 +560,6 @@ def test_without_an_address_the_message_says_how_to_get_one(compiled: dict[str, 
     refused = call("submit", compiled["tiny"])
     assert refused.code == 1
     assert "no server given. Give --host ADDRESS, or set KF_PIPELINES_ENDPOINT" in refused.err
-
-
-def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for a host name or address, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    host = x509.IPAddress(ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / f"{name}.pem", folder / f"{name}.key"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
 
 
 @pytest.mark.usefixtures("repository_folder")

@@ -23,6 +23,7 @@ from yolact.data.coco import CocoInstances
 from yolact.data.columns import CocoImage, CocoObject, Columns, Rows
 from yolact.data.image_store import LooseImages
 from yolact.data.loader import (
+    AHEAD,
     Batch,
     EpochSampler,
     LookAhead,
@@ -455,14 +456,23 @@ def test_loader_processes_do_not_change_the_batches(batches_of: Callable[..., li
         assert same(alone, batches_of(workers=workers, epochs=(0, 1), **sizes))
 
 
-@pytest.mark.parametrize("distance", [1, 2, 9])
-def test_a_batch_knows_the_next_one_of_its_loader_process(distance: int) -> None:
-    sampler = uniform(10, 2)
+@pytest.mark.parametrize("workers", [1, 3, 50])
+@pytest.mark.parametrize("size", [1, 5, 16, 20])
+def test_a_loader_process_begins_to_fetch_enough_images_ahead_and_each_once(workers: int, size: int) -> None:
+    sampler = uniform(100, size)
     expected = list(sampler)
-    found = list(LookAhead(sampler, distance))
+    found = list(LookAhead(sampler, workers))
     assert found == expected
-    assert [list(batch.later) for batch in found] == (expected[distance:] + [[]] * distance)[: len(expected)]
-    assert len(LookAhead(sampler, distance)) == len(expected) == 5
+    assert len(LookAhead(sampler, workers)) == len(expected)
+    for worker in range(workers):
+        own = found[worker::workers]
+        announced = list(own[0]) if own else []
+        for place, batch in enumerate(own):
+            announced += batch.later
+            rest = [key for later in own[place + 1 :] for key in later]
+            assert set(rest[:AHEAD]) <= set(announced)
+            assert len(set(announced) & set(rest)) < AHEAD + size
+        assert sorted(announced) == sorted(key for batch in own for key in batch)
 
 
 def test_two_processes_load_the_batches_of_one(batches_of: Callable[..., list[Batch]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.servers.certificates import make_certificate
 from tests.servers.servers import CuttingProxy, free_port, s3_server, use_s3
 from yolact.data.shards import Part
 from yolact_ops.transfer import shard_reader
@@ -133,6 +134,31 @@ def test_a_signed_address_that_has_expired_is_replaced(
     assert shards.read(PARTS[1]) == content(PARTS[1])  # the server refuses the address, boto3 signs the request
     monkeypatch.setattr(shard_reader, "SIGNED_AGAIN_AFTER", 0)
     assert shards.read(PARTS[2]) == content(PARTS[2])
+
+
+def test_a_server_with_a_certificate_of_its_own_is_trusted_once_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tmp_path / "s3/bucket/set/shards"
+    shards.mkdir(parents=True)
+    (shards / PARTS[0].shard).write_bytes(SHARD)
+    certificate, key = make_certificate(tmp_path, "127.0.0.1")
+    with s3_server(tmp_path / "s3", "--cert", str(certificate), "--key", str(key)) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address.replace("http:", "https:"))
+        with pytest.raises(DownloadError, match="the server cannot be reached"):
+            S3Shards(ADDRESS, tmp_path, 0).read(PARTS[0])
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        monkeypatch.delattr(shard_reader._Connection, "_request")
+        encrypted = S3Shards(ADDRESS, tmp_path, 0)
+        assert [encrypted.read(part) for part in PARTS] == list(map(content, PARTS))
+
+
+def test_requests_go_through_a_proxy(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server)  # it takes the whole address of a request too, as a proxy does
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://10.255.255.1")
+    shards = S3Shards(ADDRESS, tmp_path, 0)
+    assert [shards.read(part) for part in PARTS] == list(map(content, PARTS))
 
 
 @pytest.mark.parametrize(
