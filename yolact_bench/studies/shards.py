@@ -1,18 +1,21 @@
 """Shards at scale: how long a training takes to open many images, its memory, and the loader's speed.
 
     python -m yolact_bench.studies.shards rows [--images 1000000] [--work FOLDER]
-    python -m yolact_bench.studies.shards speed LOOSE SHARDED [--s3 s3://bucket/prefix] [--workers 0,4]
+    python -m yolact_bench.studies.shards speed LOOSE SHARDED [--latency 20 | --s3 s3://bucket/prefix] [--workers 0,4]
 
 ``rows`` writes instances of that many images (which do not exist) with two objects each on average, as JSON and as
 index, and opens both, each in a new process: CPU time, and memory that no other process shares, of the process and of a
 forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``speed`` loads
-batches of the same data set in turn from loose files, shards and, with the keys of the environment, from S3; the
-folders are outputs of preprocess.
+batches of the same data set in turn from loose files, from shards, and from S3 with an empty cache (the first epoch of
+a training) and with a full one (the later epochs); the folders are outputs of preprocess. S3 is a bucket, with the keys
+of the environment, or rclone's server on this machine behind a network with latency. As if they were on another
+machine, that server and network get the last core for themselves, and all loaders share the others.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -20,17 +23,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
+from torch.utils.data import DataLoader
 
 from yolact.data.arrow_file import Facts, index_path, write_index
 from yolact.data.coco import CocoInstances
 from yolact.data.columns import CocoImage, CocoObject
-from yolact.data.loader import training_loader
-from yolact.data.shards import Place
+from yolact.data.loader import Batch, EpochSampler, training_loader
+from yolact.data.shards import FOLDER, Place, ShardReader
 from yolact.settings import PUBLISHED_AUGMENTATION
+from yolact_bench.studies.s3_server import KEY, NETWORK, SECRET, delayed, s3_server
 from yolact_ops.settings.params import load_params
 from yolact_ops.transfer.shard_reader import S3Shards
 
@@ -132,31 +139,105 @@ def _write_json(path: Path, images: int) -> None:
 def speed(
     loose: Path,
     sharded: Path,
+    latency: Annotated[float | None, typer.Option(min=0, help="Serve the shards, this many milliseconds away.")] = None,
     s3: Annotated[str | None, typer.Option(help="Address of a copy of the shards.")] = None,
     workers: Annotated[str, typer.Option(help="Numbers of loader processes, separated by commas.")] = "0,4",
     rounds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
-    """Load an epoch from each, in turn; prints medians and the medians of the ratios to loose files."""
+    """Load an epoch from each, in turn, and print medians.
+
+    The speed is that after the first batch of each process. CPU time is that of this process and the loader's.
+    """
+    if latency is not None and s3 is not None:
+        raise typer.BadParameter("--latency serves the shards itself: leave out --s3")
     config = load_params("conf/base.yaml").train.model_copy(update={"augment": PUBLISHED_AUGMENTATION})
-    for count in map(int, workers.split(",")):
-        folders = {"loose": loose, "shards": sharded}
-        sources = {name: CocoInstances.load(folder / "train.json") for name, folder in folders.items()}
-        if s3 is not None:
-            sources["s3"] = CocoInstances.load(sharded / "train.json", shards=S3Shards(s3, Path(), 0))
-        times: dict[str, list[float]] = {name: [] for name in sources}
-        loaders = {name: training_loader(data, config, 550, workers=count, pin=False) for name, data in sources.items()}
-        for epoch in range(rounds + 1):  # the first one starts the processes
-            for name, (loader, sampler) in loaders.items():
-                sampler.epoch = epoch
-                began = time.perf_counter()
-                images = sum(len(batch.image_ids) for batch in loader)
-                times[name].append(images / (time.perf_counter() - began))
-        for name, rates in times.items():
-            ratios = [rate / base for rate, base in zip(rates[1:], times["loose"][1:], strict=True)]
-            print(
-                f"{count} workers, {name}: {statistics.median(rates[1:]):.1f} images/s, "
-                f"{statistics.median(ratios):.3f} of loose files ({min(ratios):.3f} to {max(ratios):.3f})"
-            )
+    with ExitStack() as stack:
+        if latency is not None:
+            s3 = stack.enter_context(_distant_copy(sharded, latency / 1000))
+        for count in map(int, workers.split(",")):
+            caches = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            sources = {"loose": CocoInstances.load(loose / "train.json"), "shards": _sharded(sharded)}
+            if s3 is not None:
+                sources |= {name: _sharded(sharded, S3Shards(s3, caches / name, NO_LIMIT)) for name in (COLD, WARM)}
+            epochs = {
+                name: _Epochs(*training_loader(data, config, 550, workers=count, pin=False))
+                for name, data in sources.items()
+            }
+            for _ in range(rounds + 1):  # the first one starts the processes, and fills the cache
+                for each in epochs.values():
+                    each.run(max(count, 1))
+                    _remove_files(caches / COLD)
+            for name, each in epochs.items():
+                _report(f"{count} workers, {name}", each, epochs["loose"])
+
+
+NO_LIMIT = 1 << 62
+COLD, WARM = "s3 with an empty cache", "s3 with a full cache"
+
+
+def _sharded(folder: Path, shards: ShardReader | None = None) -> CocoInstances:
+    return CocoInstances.load(folder / "train.json", shards=shards)
+
+
+@contextmanager
+def _distant_copy(processed: Path, seconds: float) -> Iterator[str]:
+    """The address of a folder's shards on a server with latency; this process leaves the last core to that server."""
+    *own, last = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, [last])
+    with s3_server(processed) as server, delayed(server, seconds) as address:
+        os.sched_setaffinity(0, own or [last])
+        login = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ.update(login | {"AWS_ENDPOINT_URL": address})
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            os.environ.pop(name, None)
+        yield f"s3://{FOLDER}"
+
+
+class _Epochs:
+    """Epochs of a loader, and what they took."""
+
+    def __init__(self, loader: DataLoader[Batch], sampler: EpochSampler) -> None:
+        self._loader, self._sampler = loader, sampler
+        self.rates: list[float] = []
+        """Images a second."""
+        self.first: list[float] = []
+        """Seconds to the first batch."""
+        self.cpu: list[float] = []
+        """CPU seconds an image."""
+
+    def run(self, skipped: int) -> None:
+        """Load an epoch; the speed leaves out that many batches."""
+        self._sampler.epoch = len(self.rates)
+        before, times, images = _cpu_seconds(), [time.perf_counter()], [0]
+        for batch in self._loader:
+            times.append(time.perf_counter())
+            images.append(len(batch.image_ids))
+        self.rates.append(sum(images[1 + skipped :]) / (times[-1] - times[skipped]))
+        self.first.append(times[1] - times[0])
+        self.cpu.append((_cpu_seconds() - before) / sum(images))
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and the loaders' so far."""
+    loaders = [psutil.Process(each.pid) for each in multiprocessing.active_children() if each.name != NETWORK]
+    return sum(sum(process.cpu_times()[:2]) for process in [psutil.Process(), *loaders])
+
+
+def _remove_files(cache: Path) -> None:
+    """Empty a cache but for its 256 folders, which only the first images of a large data set have to make."""
+    for path in cache.rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def _report(name: str, found: _Epochs, base: _Epochs) -> None:
+    ratios = [rate / other for rate, other in zip(found.rates[1:], base.rates[1:], strict=True)]
+    print(
+        f"{name}: {statistics.median(found.rates[1:]):.1f} images/s, {statistics.median(ratios):.3f} of loose files "
+        f"({min(ratios):.3f} to {max(ratios):.3f}); {1000 * statistics.median(found.cpu[1:]):.2f} ms of CPU time an "
+        f"image; first batch after {1000 * statistics.median(found.first[1:]):.0f} ms",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
