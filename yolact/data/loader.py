@@ -121,8 +121,8 @@ class TrainingSet(Dataset[Batch]):
         return Batch(pixels[None], targets, [self.data.images[key.image].id])
 
     def __getitems__(self, keys: KeyBatch) -> list[Batch]:
-        """The samples of a batch; `DataLoader` calls this. Images of it and of later ones begin to be fetched first."""
-        self.data.store.fetch_ahead(self.data.images[index] for key in (*keys, *keys.later) for index in self._all(key))
+        """The samples of a batch; `DataLoader` calls this. Images of later ones begin to be fetched first."""
+        self.data.store.fetch_ahead(self.data.images[index] for key in keys.announced for index in self._all(key))
         return [self[key] for key in keys]
 
     def _draw(self, key: SampleKey) -> tuple[np.random.Generator, Partners]:
@@ -285,16 +285,16 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
 
 class KeyBatch(list[SampleKey]):
-    """The samples of a batch, and those whose images the same loader process begins to fetch with it."""
+    """The samples of a batch, and those whose images the same loader process begins to fetch before it loads these."""
 
-    later: Sequence[SampleKey] = ()
+    announced: Sequence[SampleKey] = ()
 
 
 class LookAhead(Sampler[KeyBatch]):
-    """The batches of a sampler, each with samples that the same loader process loads later.
+    """The batches of a sampler, each with samples that the same loader process loads then or later.
 
-    Once a process has got its first batch, it has always got the samples of so many batches ahead that these are
-    `AHEAD` images or more: a small batch alone would not last as long as a request takes.
+    Every sample is announced to its process once: those of its first batch with that, all others so many batches ahead
+    that these are `AHEAD` images or more. A small batch alone would not last as long as a request takes.
 
     Args:
         batches: batches of the same length.
@@ -314,18 +314,18 @@ class LookAhead(Sampler[KeyBatch]):
         for keys in self._batches:
             waiting.append(KeyBatch(keys))
             if len(waiting) > self._workers * -(-AHEAD // len(keys)):
-                waiting[0].later = self._of_same_worker(waiting) if first > 0 else waiting[-1]
+                waiting[0].announced = self._of_same_worker(waiting) if first > 0 else list(waiting[-1])
                 yield waiting.popleft()
                 first -= 1
         while waiting:
             if first > 0:
-                waiting[0].later = self._of_same_worker(waiting)
+                waiting[0].announced = self._of_same_worker(waiting)
             yield waiting.popleft()
             first -= 1
 
     def _of_same_worker(self, waiting: Iterable[KeyBatch]) -> list[SampleKey]:
-        """The samples of all batches but the first of those that go to its process."""
-        return [key for batch in islice(waiting, self._workers, None, self._workers) for key in batch]
+        """The samples of the first batch and of all others that go to its process."""
+        return [key for batch in islice(waiting, 0, None, self._workers) for key in batch]
 
 
 def collate(rows: list[Batch]) -> Batch:

@@ -122,17 +122,17 @@ class S3Shards:
             if self._used.value + len(data) > self._limit:
                 return
             self._used.value += len(data)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-        try:
+        try:  # neither renamed nor flushed: a file that is not whole has another checksum, and is fetched again
             try:
-                temporary.write_bytes(data)
+                file = path.open("wb", buffering=0)
             except FileNotFoundError:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_bytes(data)
-            os.replace(temporary, path)  # not flushed: a file that a power failure damages has another checksum
+                file = path.open("wb", buffering=0)
+            with file:
+                file.write(data)
         except OSError as error:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             log.warning("%s: %s: images from %s are not cached any more", self._cache, error, self._address)
             with self._used.get_lock():
                 self._used.value = self._limit

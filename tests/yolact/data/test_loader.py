@@ -466,9 +466,10 @@ def test_a_loader_process_begins_to_fetch_enough_images_ahead_and_each_once(work
     assert len(LookAhead(sampler, workers)) == len(expected)
     for worker in range(workers):
         own = found[worker::workers]
-        announced = list(own[0]) if own else []
+        announced: list[SampleKey] = []
         for place, batch in enumerate(own):
-            announced += batch.later
+            announced += batch.announced
+            assert set(batch) <= set(announced)
             rest = [key for later in own[place + 1 :] for key in later]
             assert set(rest[:AHEAD]) <= set(announced)
             assert len(set(announced) & set(rest)) < AHEAD + size
