@@ -210,6 +210,8 @@ class ClusterConfig(_Section):
     checkpoints: CheckpointsConfig
     scratch: ScratchConfig
     parallel: ParallelConfig
+    raw_by_reference: bool
+    """Whether scan and preprocess fetch the raw data from its source, in place of an artifact of ingest."""
     scan_parts: Annotated[int, Field(ge=1, le=1000)]
     """Parts that a data set is scanned in; 1: preprocess reads all images itself."""
     secrets: dict[str, SecretConfig]

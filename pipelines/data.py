@@ -49,7 +49,13 @@ def prepare_data(
     )
     settings, fingerprint = pinned.outputs["data_params"], pinned.outputs["fingerprint"]
     fetched = configure_task(
-        ingest(data_params=settings, fingerprint=fingerprint, code_version=versions["ingest"]), cluster
+        ingest(
+            data_params=settings,
+            fingerprint=fingerprint,
+            code_version=versions["ingest"],
+            by_reference=cluster.raw_by_reference,
+        ),
+        cluster,
     )
     raw, parts = fetched.outputs["raw"], cluster.scan_parts
     if parts > 1:

@@ -7,7 +7,9 @@ from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def ingest(data_params: str, fingerprint: str, code_version: str, raw: Output[Dataset]) -> None:
+def ingest(
+    data_params: str, fingerprint: str, code_version: str, raw: Output[Dataset], by_reference: bool = False
+) -> None:
     """Fetch images and annotations from any source.
 
     Args:
@@ -15,6 +17,7 @@ def ingest(data_params: str, fingerprint: str, code_version: str, raw: Output[Da
         fingerprint: fingerprint of the source's content; part of the cache key.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
         raw: the data set in its own format.
+        by_reference: write only a reference to the source; the tasks that read the data fetch it themselves.
     """
     from pathlib import Path
 
@@ -24,5 +27,10 @@ def ingest(data_params: str, fingerprint: str, code_version: str, raw: Output[Da
         from components.ingest import display, step
 
         params = kubeflow.data_settings(data_params)
-        step.run(params, raw_dir=Path(raw.path), downloads_dir=Path(raw.path).with_name("downloads"))
+        step.run(
+            params,
+            raw_dir=Path(raw.path),
+            downloads_dir=Path(raw.path).with_name("downloads"),
+            reference=fingerprint if by_reference else None,
+        )
         display.describe(raw, params, fingerprint)

@@ -33,15 +33,17 @@ def preprocess(
 
     with kubeflow.task("preprocess", code_version, inputs=[raw] if raw else scans or []):
         from components.preprocess import display, step
+        from yolact_ops.sources.raw import opened
 
         pages = Path(report.path).with_name("report_files")
         params = kubeflow.data_settings(data_params)
-        step.run(
-            params,
-            raw_dir=Path(raw.path) if raw else None,
-            scans=[Path(scan.path) for scan in scans or []],
-            processed_dir=Path(processed.path),
-            report_dir=pages,
-        )
+        with opened(Path(raw.path) if raw else None, params) as folder:
+            step.run(
+                params,
+                raw_dir=folder,
+                scans=[Path(scan.path) for scan in scans or []],
+                processed_dir=Path(processed.path),
+                report_dir=pages,
+            )
         display.describe(processed)
         kubeflow.show_page(report, pages)

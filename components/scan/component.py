@@ -31,7 +31,9 @@ def scan(
 
     with kubeflow.task("scan", code_version, inputs=[raw]):
         from components.scan import display, step
+        from yolact_ops.sources.raw import opened
 
         params = kubeflow.data_settings(data_params)
-        found = step.run(params, raw_dir=Path(raw.path), scan_dir=Path(result.path), part=int(part), parts=parts)
+        with opened(Path(raw.path), params) as folder:
+            found = step.run(params, raw_dir=folder, scan_dir=Path(result.path), part=int(part), parts=parts)
         display.describe(result, part, found)

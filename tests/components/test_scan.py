@@ -103,6 +103,20 @@ def test_any_number_of_parts_gives_the_bytes_of_one_process(
         assert in_parts(settings, sample, tmp_path, parts).files == expected.files
 
 
+def test_each_part_may_be_read_from_a_copy_of_its_own(
+    sample: Path, params: Callable[..., Params], tmp_path: Path
+) -> None:
+    found = []
+    for part in range(2):
+        copy = tmp_path / f"copy-{part}"
+        shutil.copytree(sample, copy)
+        found.append(tmp_path / f"part-{part}")
+        scan.run(params(), raw_dir=copy, scan_dir=found[-1], part=part, parts=2, workers=1)
+        shutil.rmtree(copy)
+    merged = written(preprocess.run, tmp_path / "merged", params=params(), scans=found)
+    assert merged.files == in_one(params(), sample, tmp_path).files
+
+
 class Source:
     """A COCO data set of images with one rectangle each; some have an EXIF orientation."""
 

@@ -241,6 +241,13 @@ def test_parts_are_scanned_in_a_loop_and_preprocess_gets_the_scans_alone(name: s
     assert inputs["scans"]["taskOutputArtifact"]["producerTask"] == place
 
 
+@pytest.mark.parametrize("value", [False, True])
+def test_ingest_is_told_whether_it_copies(value: bool) -> None:
+    changes = [f"raw_by_reference={json.dumps(value)}"]
+    spec, _ = documents(pipeline_text("training", load_cluster(overrides=changes), VERSIONS))
+    assert tasks(spec)["ingest"]["inputs"]["parameters"]["by_reference"] == {"runtimeValue": {"constant": value}}
+
+
 PLACES = {
     "kubernetes": {"podMetadata", "nodeAffinity", "genericEphemeralVolume"},
     "variables": {"NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "TMPDIR"},
@@ -551,13 +558,18 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
     runs = "trainjob.run" if name == "train" else "step.run"  # which calls step.run, or has nodes call it
     assert f"components.{name}.{runs.removesuffix('.run')}" in imported
     outside = {module for module in imported if not module.startswith(f"components.{name}.")}
-    assert outside <= {"yolact_ops.commands.task", "pathlib.Path", "yolact_ops.settings.params.DataParams"}
+    assert outside <= {
+        "yolact_ops.commands.task",
+        "pathlib.Path",
+        "yolact_ops.settings.params.DataParams",
+        "yolact_ops.sources.raw.opened",  # an input
+    }
     before = {f"{node.module}.{alias.name}" for node in body if node in imports for alias in node.names}
     assert before <= {"yolact_ops.commands.task", "pathlib.Path"}, "imported before the code's version is checked"
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count(runs) == 1
     own = {runs, "step.begin_evaluation", "display.describe", "checkpoints_folder"}
-    plain = {"Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
+    plain = {"opened", "Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
     read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
     assert set(calls) - read <= own | plain
     assert not any(isinstance(node, ast.If | ast.For | ast.While) for node in ast.walk(function)) or name == "fetch"

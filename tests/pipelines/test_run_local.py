@@ -27,13 +27,14 @@ from pipelines.compiler import PIPELINES
 from pipelines.config import load_cluster
 from pipelines.local import run_pipeline
 from tests.pipelines import data_alone
-from tests.servers.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, s3_server, use_s3
 from yolact.formats.sample import generate_sample
 from yolact.inference.predictor import Predictor
 from yolact.settings import SampleConfig
 from yolact_ops.commands.task import as_text
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.settings.presets import choose
+from yolact_ops.sources.raw import REFERENCE
 
 SAMPLE = SampleConfig(seed=3, train_images=8, val_images=4, min_size=80, max_size=96, max_objects=2)
 SETTINGS = ["runtime.device=cpu", "train.epochs=2", "train.batch_size=2", "evaluate.detect.score_threshold=0.001"]
@@ -359,3 +360,28 @@ def test_scans_of_parts_give_the_bytes_of_one_preprocess_task(
         assert found[shard_size, 3] == found[shard_size, 1]
     assert any(path.suffix == ".tar" for path in found[3, 3])
     assert any(path.name == "index.html" for path in found[0, 3])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_raw_data_by_reference_gives_the_bytes_of_copied_data(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setitem(PIPELINES, "data", data_alone.build)
+    generate_sample(tmp_path / "s3/bucket/set", SAMPLE)
+    base = load_params(repository / "conf" / "base.yaml")
+    params = base.model_copy(update={"data": base.data.model_copy(update={"source": "s3://bucket/set"})})
+    with s3_server(tmp_path / "s3") as address:
+        use_s3(monkeypatch, address)
+        ingest.run(params, raw_dir=tmp_path / "raw", downloads_dir=tmp_path / "downloads")
+        expected = tmp_path / "expected"
+        preprocess.run(params, raw_dir=tmp_path / "raw", processed_dir=expected, report_dir=tmp_path / "report")
+        for parts in (1, 2):
+            cluster = load_cluster(overrides=["raw_by_reference=true", f"scan_parts={parts}"])
+            done = run_pipeline("data", {"params": as_text(params)}, cluster, tmp_path / f"{parts}")
+            assert [path.name for path in (done.folder / "ingest/raw").iterdir()] == [REFERENCE]
+            processed = done.folder / "preprocess/processed"
+            assert {path.name for path in processed.iterdir()} == {path.name for path in expected.iterdir()}
+            for path in expected.rglob("*"):
+                if path.is_file():
+                    assert (processed / path.relative_to(expected)).read_bytes() == path.read_bytes(), path

@@ -2,7 +2,8 @@
 
 Written by scan, merged by preprocess. A folder with
 
-- ``scan.json``: which part of how many, the SHA-256 of the data set's listing, and in the first part the listing;
+- ``scan.json``: which part of how many, the SHA-256 of the data set's listing (but for its folder), and in the first
+  part the listing;
 - ``images.jsonl``: a line for each image, as `ScanWriter` writes it;
 - ``images-000000.tar`` and so on, see `yolact.data.shards`.
 """
@@ -86,7 +87,8 @@ class ScanWriter:
         self._waiting: list[Sequence[PreparedImage | RejectedImage]] = []
         self._tars = 0
         listing = listing_to_json(dataset)
-        digest = hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+        anywhere = listing | {"root": ""}  # each scan may have fetched the data set into a folder of its own
+        digest = hashlib.sha256(json.dumps(anywhere, sort_keys=True).encode()).hexdigest()
         head = {"part": part, "parts": parts, "listing_sha256": digest}
         write_json_atomic(folder / HEAD, head | ({"listing": listing} if part == 0 else {}))
 
