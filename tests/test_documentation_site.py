@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import html
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -83,6 +84,21 @@ def test_links_of_the_repository_become_links_of_the_site(site: dict[str, Module
         "[d](https://e.org/data.md), `[e](../../docs/data.md)`, ``a ` [f](../../README.md)``, [g](../../index.md)\n"
         "```sh\n[h](../../docs/data.md)\n```\n[i](../../data.md)\n"
     )
+
+
+def test_a_notebook_is_shown_as_text_and_code_and_another_file_as_it_is(
+    repository: Path, site: dict[str, ModuleType]
+) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# A title\n", "\n", "Text with [a link](https://example.com/).\n"]},
+        {"cell_type": "code", "source": ["print(1)\n", "print(2)"]},
+    ]
+    page = site["pages"].shown_file("examples/a.ipynb", json.dumps({"cells": cells}))
+    assert page.startswith("# A title\n\n*The notebook `examples/a.ipynb`.")
+    assert "Text with [a link](https://example.com/)." in page
+    assert page.endswith("``````python\nprint(1)\nprint(2)\n``````\n")
+    assert "# `a.sh`\n\n``````bash\nls\n``````\n" in site["pages"].shown_file("a.sh", "ls")
+    assert {"examples/predict.ipynb", "examples/onnx_client.py"} <= set(site["pages"].linked_files())
 
 
 def table_rows(markdown: str) -> Iterator[list[str]]:

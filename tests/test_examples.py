@@ -1,7 +1,13 @@
-"""The programs in examples/ work without this project, and find what it finds."""
+"""The program in examples/ works without this project, and finds what it finds. The notebooks there have no results.
+
+`tests/test_pipeline.py` runs the notebooks.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
+from tests.notebooks import run_notebook
 from tests.yolact.networks import trained_like
 from yolact.inference.export import export_onnx
 from yolact.inference.predictor import Predictor
@@ -77,3 +85,32 @@ def test_the_client_finds_what_the_predictor_finds_without_importing_it(
 
 def test_the_client_is_one_short_file(repository: Path) -> None:
     assert len((repository / "examples/onnx_client.py").read_text(encoding="utf-8").splitlines()) < 200
+
+
+NOTEBOOKS = ["compare_runs", "extend", "predict"]
+
+
+def test_the_page_lists_every_example(repository: Path) -> None:
+    page = (repository / "examples" / "README.md").read_text(encoding="utf-8")
+    files = {path.name for path in (repository / "examples").iterdir() if path.suffix in (".ipynb", ".py")}
+    assert files == {"onnx_client.py", *(f"{name}.ipynb" for name in NOTEBOOKS)}
+    assert [name for name in sorted(files) if f"[{name}]({name})" not in page] == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_without_results(name: str, repository: Path) -> None:
+    book = json.loads((repository / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    kept = {"cell_type", "id", "metadata", "source", "execution_count", "outputs"}
+    for cell in book["cells"]:
+        assert cell.keys() <= kept
+        assert (cell["metadata"], cell.get("outputs", []), cell.get("execution_count")) == ({}, [], None)
+    assert book["metadata"].keys() == {"kernelspec", "language_info"}
+    assert book["metadata"]["language_info"] == {"name": "python"}
+
+
+def test_a_notebook_without_a_model_says_how_to_make_one(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(repository / "examples" / "predict.ipynb", tmp_path)
+    with pytest.raises(CellExecutionError, match=r"models/model\.json: no such file\. Train one"):
+        run_notebook(tmp_path / "predict.ipynb", os.environ | {"PYTHONPATH": str(repository)}, monkeypatch)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.notebooks import run_notebook
 from tests.servers.servers import KEY, SECRET, s3_server
 
 STEPS = ["ingest", "preprocess", "train", "evaluate", "register"]
@@ -215,6 +216,63 @@ def test_a_failing_step_says_what_to_do_and_the_next_repro_continues(fresh):
     output = fresh.run("dvc", "repro", "preprocess")
     assert "Running stage 'ingest'" in output
     assert (fresh.root / "data/processed/stats.json").is_file()
+
+
+# The notebooks in examples/
+
+
+def test_the_notebook_predict_finds_what_evaluate_found(finished, monkeypatch):
+    shown = run_notebook(
+        finished.root / "examples/predict.ipynb",
+        finished.environment,
+        monkeypatch,
+        replaced=("score_threshold=0.3)", "score_threshold=0.05)"),  # the network has learned next to nothing
+        added="import json\nkeys = 'image_id', 'category_id', 'score'\n"
+        "print(json.dumps([[row[key] for key in keys] for row in results]))",
+    )
+    rows = json.loads((finished.root / "reports/eval/detections.json").read_text())
+    evaluated = sorted((row["image_id"], row["category_id"], row["score"]) for row in rows if row["score"] > 0.05)
+    found = sorted(map(tuple, json.loads(shown[-1])))
+    assert [row[:2] for row in found] == [row[:2] for row in evaluated]
+    assert [row[2] for row in found] == pytest.approx([row[2] for row in evaluated], abs=1e-5)
+    assert len(found) > 20
+    assert shown[-2] == "equal\n"
+
+
+def test_the_notebook_compare_runs_shows_both_runs_and_the_versions(fresh, monkeypatch):
+    first = fresh.json("models/run.json")["run_id"]
+    fresh.use("train.lr=2e-3")
+    fresh.run("dvc", "repro")
+    second = fresh.json("models/run.json")["run_id"]
+
+    _, runs, curves, compared, versions, lineage, settings, commands, _ = run_notebook(
+        fresh.root / "examples/compare_runs.ipynb", fresh.environment, monkeypatch
+    )
+    assert -1 < runs.index(second) < runs.index(first)  # the newest first
+    assert "yolact-smoke/2 @candidate" in runs
+    assert "Figure" in curves
+    assert compared.startswith("train.lr: 0.001 -> 0.002\n")
+    assert "<td>mask AP50</td>" in compared
+    assert re.findall(r"<td>yolact-smoke</td>\s*<td>(\d)</td>\s*<td>(\w*)</td>", versions) == [
+        ("1", ""),
+        ("2", "candidate"),
+    ]
+    assert fresh.json("data/processed/stats.json")["digest"] in lineage
+    assert second in lineage
+    assert re.search(r"<th>train.lr</th>\s*<td>0.002</td>", settings)
+    assert "models:/yolact-smoke/2/artifacts/params.yaml" in commands
+
+
+def test_the_notebook_extend_trains_its_backbone(finished, monkeypatch):
+    shown = run_notebook(
+        finished.root / "examples/extend.ipynb",
+        finished.environment,
+        monkeypatch,
+        added="import json\nprint(json.dumps(history))",
+    )
+    first, *_, last = json.loads(shown[-1])
+    assert last["classification"] < first["classification"]
+    assert last["semantic"] < first["semantic"]
 
 
 def printed_block(page: Path, beginning: str) -> str:

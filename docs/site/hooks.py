@@ -9,12 +9,9 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
-from pages import ROOT, adapt, documents, linked_files, places
+from pages import ROOT, adapt, documents, linked_files, places, shown_file
 from pymdownx.slugs import slugify
 from reference import PAGES
-
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash"}
-"""Language of a shown file, by the end of its name."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -32,8 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if not path.startswith("docs/"):
             files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
     for path in linked_files():
-        text, language = (ROOT / path).read_text(encoding="utf-8"), LANGUAGES.get((ROOT / path).suffix, "text")
-        shown = f"---\nsearch: {{exclude: true}}\n---\n# `{path}`\n\n``````{language}\n{text}\n``````\n"
+        shown = shown_file(path, (ROOT / path).read_text(encoding="utf-8"))
         files.append(File.generated(config, f"{path}.md", content=shown, inclusion=InclusionLevel.NOT_IN_NAV))
     for place, make in PAGES.items():
         files.append(File.generated(config, place, content=make()))

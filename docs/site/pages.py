@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -16,10 +17,14 @@ BESIDE_CODE = (
     "SECURITY.md",
     "components/*/README.md",
     "deploy/README.md",
+    "examples/README.md",
     "pipelines/README.md",
     "yolact_ops/comparison/README.md",
 )
 """Pages that are not in docs/: patterns below the repository's root."""
+
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash"}
+"""Language of a shown file, by the end of its name."""
 
 HOME = "README.md"
 """Links to it lead to the site's first page."""
@@ -88,6 +93,27 @@ def linked_files(root: Path = ROOT) -> list[str]:
         for target in targets - pages.keys() - DESCRIBED.keys() - {HOME}
         if not target.startswith("docs/") and (root / target).is_file()
     )
+
+
+def shown_file(path: str, text: str) -> str:
+    """The page of a file that is no page itself, Markdown: a notebook as text and code, another file as it is.
+
+    Args:
+        path: in the repository.
+        text: of the file.
+    """
+    if path.endswith(".ipynb"):
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        written = [source if kind == "markdown" else _fenced(source, "python") for kind, source in cells]
+        remark = f"*The notebook `{path}`. It is stored without results: run it to see them.*"
+        title, _, rest = written[0].partition("\n")
+        return "\n\n".join([title, remark, rest, *written[1:]]) + "\n"
+    code = _fenced(text, LANGUAGES.get(posixpath.splitext(path)[1], "text"))
+    return f"---\nsearch: {{exclude: true}}\n---\n# `{path}`\n\n{code}\n"
+
+
+def _fenced(code: str, language: str) -> str:
+    return f"``````{language}\n{code}\n``````"
 
 
 def adapt(markdown: str, page: str, places: dict[str, str]) -> str:
