@@ -100,12 +100,9 @@ def test_the_page_lists_every_example(repository: Path) -> None:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_stored_without_results(name: str, repository: Path) -> None:
     book = json.loads((repository / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    kept = {"cell_type", "id", "metadata", "source", "execution_count", "outputs"}
-    for cell in book["cells"]:
-        assert cell.keys() <= kept
-        assert (cell["metadata"], cell.get("outputs", []), cell.get("execution_count")) == ({}, [], None)
-    assert book["metadata"].keys() == {"kernelspec", "language_info"}
-    assert book["metadata"]["language_info"] == {"name": "python"}
+    results = [(cell["outputs"], cell["execution_count"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert len(results) > 5
+    assert set(map(str, results)) == {str(([], None))}, "clear the outputs of all cells, and save"
 
 
 def test_a_notebook_without_a_model_says_how_to_make_one(
