@@ -226,7 +226,7 @@ def test_the_notebook_predict_finds_what_evaluate_found(finished, monkeypatch):
         finished.root / "examples/predict.ipynb",
         finished.environment,
         monkeypatch,
-        replaced=("score_threshold=0.3)", "score_threshold=0.05)"),  # the network has learned next to nothing
+        replaced=('"models", score_threshold=0.3', '"models", score_threshold=0.05'),  # it has learned next to nothing
         added="import json\nkeys = 'image_id', 'category_id', 'score'\n"
         "print(json.dumps([[row[key] for key in keys] for row in results]))",
     )

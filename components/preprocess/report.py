@@ -152,11 +152,13 @@ def _listing(stats: Mapping[str, Any]) -> str:
 
 
 def class_rows(stats: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float]]:
-    """Name, counts by split and bar length (0 to 1) of each class, most frequent first; those without objects last."""
+    """Name and counts by split of each class, most frequent first, and the length (0 to 1) of the bar of its objects in
+    the first split."""
     totals = {name: sum(counts["instances"] for counts in splits.values()) for name, splits in stats["classes"].items()}
-    most = max(totals.values(), default=0) or 1
+    first = {name: next(iter(splits.values()))["instances"] for name, splits in stats["classes"].items()}
+    most = max(first.values(), default=0) or 1
     names = sorted(totals, key=lambda name: (-totals[name], name))
-    return [(name, stats["classes"][name], totals[name] / most) for name in names]
+    return [(name, stats["classes"][name], first[name] / most) for name in names]
 
 
 def _charts(stats: Mapping[str, Any]) -> list[Chart]:

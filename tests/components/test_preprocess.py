@@ -933,6 +933,13 @@ def test_histograms_count_every_object_once(preprocess: Callable[..., dict[str, 
     assert counts[edges.index(0.2) + 1] == 1  # 30 / 120
 
 
+def test_the_bar_of_a_class_is_as_long_as_its_objects_in_the_column_that_has_it() -> None:
+    counts = {"car": (4, 0), "bus": (2, 7), "cat": (0, 0)}
+    classes = {name: {"train": {"instances": a}, "val": {"instances": b}} for name, (a, b) in counts.items()}
+    rows = report.class_rows({"classes": classes})
+    assert [(name, bar) for name, _, bar in rows] == [("bus", 0.5), ("car", 1.0), ("cat", 0.0)]
+
+
 def test_the_chart_of_objects_per_image_counts_every_image_once(preprocess: Callable[..., dict[str, Any]]) -> None:
     bars = instances_per_image(preprocess()).bars
     assert [(bar.label, bar.counts) for bar in bars] == [("0", {"train": 1, "val": 0}), ("1", {"train": 2, "val": 1})]
