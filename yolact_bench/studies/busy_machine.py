@@ -36,6 +36,7 @@ from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.files import write_json_atomic
 from yolact.inference.machine import describe_machine
 from yolact.models.yolact import Yolact
+from yolact_bench.studies.command import run_study
 from yolact_bench.studies.data import prepare_data
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
@@ -214,4 +215,4 @@ def _show(results: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
 
 if __name__ == "__main__":
     arguments: list[Any] = sys.argv[1:]
-    train(Path(arguments[1])) if arguments[:1] == [WORKER] else typer.run(main)
+    train(Path(arguments[1])) if arguments[:1] == [WORKER] else run_study(main)

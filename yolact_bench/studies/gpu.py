@@ -25,6 +25,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from yolact.files import write_json_atomic
+from yolact_bench.studies.command import run_study
 
 YOLACT = (sys.executable, "-m", "yolact_cli.main")
 TRAINING = (sys.executable, "-m", "yolact_bench.studies.gpu_training")
@@ -132,4 +133,4 @@ def summary(found: dict[str, Any]) -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

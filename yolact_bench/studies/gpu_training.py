@@ -52,6 +52,7 @@ from yolact.inference.machine import describe_machine
 from yolact.models.complexity import measure_complexity
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.calibration import calibrated_network
+from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 from yolact_ops.tracking.run_record import RunRecord
@@ -76,7 +77,12 @@ inputs (Kaplan et al. 2020, section 2.1)."""
 HELD_BATCHES = 4
 """Number of batches held in memory, which the steps use in turn."""
 
-app = typer.Typer(add_completion=False, help="Training on this machine's GPU: its speed, and whether the model learns.")
+app = typer.Typer(
+    cls=ErrorGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Training on this machine's GPU: its speed, and whether the model learns.",
+)
 
 Overrides = Annotated[
     list[str] | None,

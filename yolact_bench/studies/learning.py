@@ -39,6 +39,7 @@ from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.external import load_function
+from yolact_bench.studies.command import run_study
 from yolact_bench.studies.data import prepare_data
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
@@ -64,11 +65,11 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("learning"),
 ) -> None:
     """Train both implementations with each seed and compare them."""
+    other = load_function(against, "train_network")
     prepare_data(settings(1, 0), work)
     processed = work / "processed"
     train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", 8)
-    other = load_function(against, "train_network")
     rows: list[dict[str, Any]] = []
     for seed in map(int, seeds.split(",")):
         params = settings(epochs, seed)
@@ -122,4 +123,4 @@ def _show(rows: list[dict[str, Any]], name: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

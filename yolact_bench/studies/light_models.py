@@ -46,6 +46,7 @@ from yolact_bench.speed.images import read_images
 from yolact_bench.speed.rounds import Rounds, TimedRun
 from yolact_bench.speed.training import OBJECTS
 from yolact_bench.speed.training_backends import SgdSettings, TrainingRunner, TrainingTask, make_batch
+from yolact_bench.studies.command import run_study
 
 WARM_UP = 3
 
@@ -175,4 +176,4 @@ def timed(runs: Sequence[Callable[[], object]], clock: Callable[[], float]) -> T
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

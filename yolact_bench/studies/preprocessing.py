@@ -22,6 +22,7 @@ from PIL import Image
 
 from yolact.formats import voc as voc_format
 from yolact.palette import voc_palette
+from yolact_bench.studies.command import run_study
 
 MEASURED = """
 import json, resource, sys, time
@@ -104,4 +105,4 @@ def enlarge(path: Path, target: Path, long_side: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

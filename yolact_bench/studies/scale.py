@@ -31,6 +31,7 @@ from yolact.formats.sample.writer import generate_sample
 from yolact.formats.voc import TARGET
 from yolact.models.weights import save_model
 from yolact_bench.speed.calibration import calibrated_network
+from yolact_bench.studies.command import run_study
 from yolact_ops.settings.presets import choose
 
 DISTINCT = 2_000
@@ -245,4 +246,4 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

@@ -1,0 +1,67 @@
+"""`yolact_bench.studies.command`: studies report errors as the command `yolact` does."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolact.errors import DataError
+from yolact_bench.studies.command import run_study
+
+
+def test_arguments_reach_the_study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(name: str, rounds: int = 1) -> None:
+        print(name, rounds + 1)
+
+    monkeypatch.setattr(sys, "argv", ["study", "one", "--rounds", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        run_study(main)
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == "one 3\n"
+
+
+def test_a_user_error_is_only_its_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise DataError("image.jpg: damaged")
+
+    monkeypatch.setattr(sys, "argv", ["study"])
+    with pytest.raises(SystemExit) as stopped:
+        run_study(main)
+    assert stopped.value.code == 1
+    assert capsys.readouterr() == ("", "image.jpg: damaged\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["study"])
+    with pytest.raises(ValueError, match="a bug"):
+        run_study(main)
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "message"),
+    [
+        ("preprocessing", "missing", "missing"),
+        ("learning", "--against missing.py", "--against missing.py: no such file"),
+        ("gpu_training", "speed --data missing -S train.epoch=1", "did you mean 'epochs'?"),
+    ],
+)
+def test_studies_report_user_errors_so(
+    study: str,
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [study, *arguments.split(), "--work", str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"yolact_bench.studies.{study}", raising=False)  # runpy warns otherwise
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"yolact_bench.studies.{study}", run_name="__main__")
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err
