@@ -7,6 +7,7 @@ The detections need not be correct; they only have to cause as much work as a tr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeGuard, cast
 
@@ -73,7 +74,7 @@ def calibrated_network(
     with torch.no_grad():
         inputs = normalize(torch.stack([square, square.flip(2)]), model.backbone.normalization)
         _damp_residual_blocks(model)
-        _calibrate_batch_norm(model, inputs)
+        calibrate_batch_norm(model, lambda: model.tensors(inputs))
         outputs = _scale_heads(model, model(inputs[:1]))
         _fit_sizes_and_background(model, outputs, objects)
     return model
@@ -91,12 +92,13 @@ def _is_norm_of_branch(name: str, module: nn.Module) -> TypeGuard[nn.BatchNorm2d
     return isinstance(module, nn.BatchNorm2d) and name.split(".")[0] not in _PROJECTIONS
 
 
-def _calibrate_batch_norm(model: Yolact, inputs: Tensor) -> None:
+def calibrate_batch_norm(model: nn.Module, run: Callable[[], object]) -> None:
+    """Give batch norm the statistics of what ``run`` has ``model`` process."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # use the statistics of this batch
-    model.tensors(inputs)
+    run()
     for norm in norms:
         norm.eval()
 

@@ -133,7 +133,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), tuned_gpu(device, batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
-        specs = [_exported(spec, Path(folder), model, classes, images, batch, progress) for spec in specs]
+        specs = [exported(spec, Path(folder), model, classes, images, batch, progress) for spec in specs]
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
         # Before any backend is loaded here: other implementations may leave state that a new process inherits.
@@ -155,7 +155,7 @@ def measure(
     return InferenceBenchmark(machine, settings, specs[0].name, results)
 
 
-def _exported(
+def exported(
     spec: BackendSpec,
     folder: Path,
     model: Yolact,
@@ -164,7 +164,11 @@ def _exported(
     batch: int,
     progress: Callable[[str], None],
 ) -> BackendSpec:
-    """A backend with its exported network, for this batch size; int8 is calibrated with these images."""
+    """A backend with its exported network, for this batch size; int8 is calibrated with these images.
+
+    Raises:
+        ExportError: the network cannot be exported for the runtime, or the runtime is missing.
+    """
     if spec.runtime is None:
         return spec
     progress(f"{spec.name}: exporting")
@@ -189,29 +193,30 @@ def _memories(
     peaks: list[PeakMemory | None] = []
     for spec in specs:
         progress(f"{spec.name}: measuring memory")
-        work, device = _Work(spec, task, first), torch.device(task.device)
+        work, device = OneBatch(spec, task, first), torch.device(task.device)
         peaks.append(measure_memory(spec.name, work, device, task.threads, MEMORY_PROCESSES))
     return peaks
 
 
 @dataclass(frozen=True)
-class _Work:
-    """One batch through all stages, to measure memory."""
+class OneBatch:
+    """One batch through all stages, as `yolact_bench.speed.memory.Work`."""
 
     spec: BackendSpec
     task: InferenceTask
     images: list[np.ndarray]
 
-    def load(self) -> Callable[[], object]:
-        """See `yolact_bench.speed.memory.Work`."""
+    def load(self) -> Callable[[], Any]:
+        """See `yolact_bench.speed.memory.Work`; the function returns what the stage ``masks`` does."""
         runner = InferenceRunner(self.spec, self.task)
         sizes = [image.shape[:2] for image in self.images]
 
-        def run() -> None:
+        def run() -> Any:
             value = None
             with torch.no_grad():
                 for stage in runner.stages([runner.read(image) for image in self.images], sizes):
                     value = stage(value)
+            return value
 
         return run
 

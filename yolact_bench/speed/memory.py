@@ -71,6 +71,11 @@ def _in_new_process(name: str, work: Work, device: torch.device, threads: int) -
 
 
 def _measure_here(work: Work, device: torch.device, threads: int) -> PeakMemory:
+    return load_measured(work, device, threads)[0]
+
+
+def load_measured(work: Work, device: torch.device, threads: int) -> tuple[PeakMemory, Callable[[], object]]:
+    """Load ``work`` in this process and run it a few times; returns also the function of `Work.load`."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     peak, restart = _gpu_counter(device) if device.type == "cuda" else (peak_resident, restart_peak_resident)
@@ -81,7 +86,8 @@ def _measure_here(work: Work, device: torch.device, threads: int) -> PeakMemory:
     restart()
     for _ in range(PASSES):
         run()
-    return PeakMemory("gpu" if device.type == "cuda" else "resident", loading / 2**20, peak() / 2**20)
+    kind: Literal["resident", "gpu"] = "gpu" if device.type == "cuda" else "resident"
+    return PeakMemory(kind, loading / 2**20, peak() / 2**20), run
 
 
 def _gpu_counter(device: torch.device) -> tuple[Callable[[], int], Callable[[], None]]:

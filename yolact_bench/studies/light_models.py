@@ -3,10 +3,11 @@
     python -m yolact_bench.studies.light_models NETWORK ... [--bf16] [--training] [--rounds 30] [--threads 2]
         [--cpu-time] [--onnx FILE ...]
 
-Each NETWORK lists settings of ``model`` that differ from ``conf/base.yaml``, as
-``backbone=resnet18,image_size=320,fpn_channels=96,separable_convs=true``. All networks have random weights that find
-about 20 objects in the image (`yolact_bench.speed.calibration`) and take turns, one image at a time. ``--onnx`` times
-other networks of one input beside them, forward only, as a yardstick.
+Each NETWORK is a preset, with other settings of ``model`` or without: ``lite0-320`` or
+``lite0-320,backbone=resnet18,fpn_channels=96``; without a preset the settings differ from ``conf/base.yaml``. All
+networks have 20 classes and random weights that find about 20 objects in the image
+(`yolact_bench.speed.calibration`) and take turns, one image at a time. ``--onnx`` times other networks of one input
+beside them, forward only, as a yardstick; `yolact_bench.studies.other_projects` measures them whole.
 
 The times are ``forward``, the network only, and ``whole``, from an image to masks as large as the image; with
 ``--training`` also a whole training step of `BATCH` images with 8 objects each. The least of all rounds is the time on
@@ -21,12 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-import yaml
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import ExportError
@@ -36,9 +36,7 @@ from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.predictor import Predictor
 from yolact.inference.runtimes import open_session
 from yolact.models.complexity import measure_complexity
-from yolact.models.published import PASCAL_SCALES, scaled
 from yolact.models.yolact import Yolact
-from yolact.settings import ModelConfig
 from yolact_bench.parity.losses import PUBLISHED_LOSS
 from yolact_bench.speed.backends import BackendSpec
 from yolact_bench.speed.calibration import calibrated_network
@@ -47,6 +45,7 @@ from yolact_bench.speed.rounds import Rounds, TimedRun
 from yolact_bench.speed.training import OBJECTS
 from yolact_bench.speed.training_backends import SgdSettings, TrainingRunner, TrainingTask, make_batch
 from yolact_bench.studies.command import run_study
+from yolact_bench.studies.networks import network_config
 
 WARM_UP = 3
 
@@ -55,7 +54,7 @@ BATCH = 4
 
 
 def main(
-    networks: list[str],
+    networks: Annotated[list[str], typer.Argument(metavar="NETWORK...", help="PRESET, KEY=VALUE,... or both.")],
     bf16: Annotated[bool, typer.Option(help="Also in bfloat16; slow on CPUs without its instructions.")] = False,
     training: Annotated[bool, typer.Option(help="Also a training step, in float32.")] = False,
     rounds: int = 30,
@@ -71,7 +70,7 @@ def main(
     costs: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for number, text in enumerate(networks):
-            config = model_config(text)
+            config = network_config(text)
             model = calibrated_network(config, len(VOC_CLASSES), image)
             size = measure_complexity(config, len(VOC_CLASSES))
             cost = f"{size.parameters / 1e6:.2f} | {size.backbone_flops / 2e9:.2f} | {size.flops / 2e9:.2f}"
@@ -93,20 +92,6 @@ def main(
     for name, times in timing.times.items():
         cells = [f"{min(stage):.1f} ({np.median(stage):.1f})" for stage in zip(*times, strict=True)]
         print(f"| {name} | {costs.get(name, ' | | ')} | {' | '.join([*cells, '', ''][: len(columns)])} |")
-
-
-def model_config(text: str) -> ModelConfig:
-    """``conf/base.yaml``'s network with the settings of ``text``, from scratch, with anchors scaled to the input.
-
-    Raises:
-        pydantic.ValidationError: a setting is unknown or wrong.
-    """
-    base = Path(__file__).resolve().parents[2] / "conf" / "base.yaml"
-    settings: dict[str, Any] = yaml.safe_load(base.read_text(encoding="utf-8"))["model"]
-    settings |= {"backbone_weights": "none"}
-    settings |= {key: yaml.safe_load(value) for key, _, value in (part.partition("=") for part in text.split(","))}
-    settings["anchor_scales"] = scaled(PASCAL_SCALES, settings["image_size"])
-    return ModelConfig.model_validate(settings)
 
 
 def runtimes(model: Yolact, image: np.ndarray, path: Path, bf16: bool) -> dict[str, list[Callable[[], object]]]:
