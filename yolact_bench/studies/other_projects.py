@@ -1,7 +1,7 @@
 """How fast are this project's networks on a CPU beside those of other projects, from an image to full-size masks?
 
     python -m yolact_bench.studies.other_projects [NETWORK ...] [--others yolo26n-seg,rfdetr-seg-nano,...]
-        [--sizes 320,640] [--image FILE] [--bf16] [--rounds 10] [--threads 2]
+        [--sizes 320,640] [--image FILE] [--bf16] [--rounds 10] [--minutes 7] [--threads 2]
 
 Each NETWORK is one of ours, as in `yolact_bench.studies.light_models`; the default is the presets. Other projects are
 measured if they are installed, for which an environment of its own is best: ultralytics is under the AGPL, and neither
@@ -13,7 +13,8 @@ is a dependency of this project::
 All networks have random weights and one image, batch 1. Each has a process of its own, and all take turns; other
 runtimes in the same process would keep threads waiting that disturb it. A turn is `RUNS` runs, or as many as start in
 `LONG` seconds, and the last one counts. The least of all turns is the time on an undisturbed machine, the median that
-on this one now. The memory is the largest resident size of the process while it runs, libraries included.
+on this one now. The memory is the largest resident size of the process while it runs, libraries included. All
+processes stay until the end: about 0.5 GB of memory each, besides what they share.
 
 Every network finds about ``--objects`` objects: ours as `yolact_bench.speed.calibration` describes, the others through
 a score threshold between the last object that is kept and the first that is not, chosen for each runtime. For that
@@ -167,9 +168,11 @@ def main(
     bf16: Annotated[bool, typer.Option(help="Ours also in bfloat16; slow on CPUs without its instructions.")] = False,
     objects: Annotated[int, typer.Option(min=1, help="Objects that each network finds, roughly.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each network.")] = 10,
+    minutes: Annotated[float, typer.Option(help="Start no round but the first after this time.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; the number of cores.")] = 2,
 ) -> None:
     """Print a table in Markdown, the fastest first; exit with 1 if a network could not be measured."""
+    end = time.monotonic() + 60 * minutes
     names = [name for name in others.split(",") if name]
     if unknown := [name for name in names if name not in OTHERS]:
         raise SettingsError(f"--others {unknown[0]}: unknown; there are {', '.join(OTHERS)}")
@@ -195,10 +198,11 @@ def main(
                 stack.callback(processes[row.name].close)
         runs: dict[str, TimedRun] = {name: process.turn for name, process in processes.items()}
         timing = Rounds(runs, progress)
-        timing.measure(rounds)
-    print(
-        f"{', '.join(versions())}; {threads} threads, {rounds} rounds, {pixels.shape[1]} x {pixels.shape[0]} pixels\n"
-    )
+        done = 0
+        while done < rounds and (not done or time.monotonic() < end):
+            timing.measure(1)
+            done += 1
+    print(f"{', '.join(versions())}; {threads} threads, {done} rounds, {pixels.shape[1]} x {pixels.shape[0]} pixels\n")
     print("| network | input, px | runtime | objects | least, ms | median, ms | memory, MiB |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     for name, process in sorted(processes.items(), key=lambda item: np.median(timing.totals(item[0]))):
