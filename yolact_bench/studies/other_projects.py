@@ -275,8 +275,9 @@ def other_rows(task: Other, sizes: Sequence[int], failures: list[str]) -> list[R
 
 def ultralytics_network(task: Other) -> Any:
     """Its network with random weights."""
-    # Nothing is installed, reported or stored in the home folder.
-    os.environ.update(YOLO_AUTOINSTALL="false", YOLO_OFFLINE="true", YOLO_CONFIG_DIR=str(task.folder))
+    # Nothing is installed, reported, printed or stored in the home folder.
+    quiet = {"YOLO_AUTOINSTALL": "false", "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"}
+    os.environ.update(quiet, YOLO_CONFIG_DIR=str(task.folder))
     from ultralytics import YOLO
 
     if task.file:

@@ -79,7 +79,7 @@ def test_a_network_that_cannot_be_exported_is_measured_in_pytorch(
     [image] = read_images([])
     model = calibrated_network(network_config(TINY), len(VOC_CLASSES), image)
     with torch.no_grad():
-        model.fpn.lat_layers[0].weight.fill_(torch.inf)  # as overflow would
+        next(model.fpn.parameters()).fill_(torch.inf)  # as overflow would
     found = light_models.runtimes(model, image, tmp_path / "network.onnx", bf16=False)
     assert list(found) == ["PyTorch fp32"]
     assert capsys.readouterr().err.startswith("resnet18: ")
