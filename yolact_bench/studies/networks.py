@@ -20,7 +20,8 @@ def network_config(text: str) -> ModelConfig:
     """
     first, *rest = re.split(r",(?=\w+=)", text)
     preset, settings = (BASE, [first, *rest]) if "=" in first else (first, rest)
-    overrides = ["model.backbone_weights=none", *(f"model.{setting}" for setting in settings)]
+    from_scratch = ["model.backbone_weights=none", "train.layer_decay=1"]  # lower values need pretrained weights
+    overrides = [*from_scratch, *(f"model.{setting}" for setting in settings)]
     before, config = choose(preset).model, choose(preset, overrides=overrides).model
     if config.image_size == before.image_size or config.anchor_scales != before.anchor_scales:
         return config
