@@ -38,6 +38,7 @@ from yolact.evaluation.evaluator import IouType, Validation, index_ground_truth
 from yolact.files import write_json_atomic
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
+from yolact_bench.studies.command import run_study
 from yolact_bench.studies.data import prepare_data
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.settings.presets import CONF, JOIN, base_path, change, choose
@@ -266,4 +267,4 @@ def show(rows: list[dict[str, Any]], category: str | None) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

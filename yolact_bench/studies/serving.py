@@ -42,6 +42,7 @@ from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact_bench.speed.calibration import calibrated_network
 from yolact_bench.speed.images import read_images
+from yolact_bench.studies.command import run_study
 from yolact_ops.settings.presets import choose
 
 OBJECTS = 10
@@ -289,4 +290,4 @@ def _random_model(folder: Path, preset: str, image: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

@@ -38,10 +38,11 @@ from yolact.data.loader import Batch, EpochSampler, training_loader
 from yolact.data.shards import FOLDER, Place, ShardReader
 from yolact.settings import PUBLISHED_AUGMENTATION
 from yolact_bench.studies.s3_server import KEY, NETWORK, SECRET, delayed, s3_server
+from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.settings.params import load_params
 from yolact_ops.transfer.shard_reader import S3Shards
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = typer.Typer(cls=ErrorGroup, help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 HEIGHT, WIDTH = 375, 500
 CATEGORIES = [(number, f"class {number}") for number in range(1, 21)]

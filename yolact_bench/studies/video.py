@@ -37,6 +37,7 @@ from yolact.results.image import ResultClasses, ResultImage
 from yolact.video import VideoReader, VideoWriter, require_pyav
 from yolact_bench.speed.calibration import calibrated_network
 from yolact_bench.speed.images import read_images
+from yolact_bench.studies.command import run_study
 from yolact_ops.prediction.inputs import Input
 from yolact_ops.prediction.run import drawn_frame, predict_inputs
 from yolact_ops.settings.presets import choose
@@ -166,4 +167,4 @@ def run_predict(predictor: Predictor, video: Path, folder: Path, meter: Meter) -
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)
