@@ -200,6 +200,27 @@ def test_equal_settings_give_equal_metrics_also_after_a_kill_in_train(fresh):
     assert (fresh.json("metrics/eval.json"), (fresh.root / "models/model.safetensors").read_bytes()) == resumed
 
 
+@pytest.mark.slow
+def test_a_second_repro_beside_the_first_is_refused(fresh: Project) -> None:
+    fresh.use("train.seed=2")
+    lock = fresh.root / ".models.lock"
+    first = fresh.start("dvc", "repro")
+    deadline = time.monotonic() + 120
+    while not lock.is_file() or not lock.read_text():
+        assert time.monotonic() < deadline, "train has not begun"
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    training = int(lock.read_text().split()[1])
+    os.kill(training, signal.SIGSTOP)
+    try:
+        assert "is busy, it is being blocked by" in fresh.run("dvc", "repro", expect=255)
+    finally:
+        os.kill(training, signal.SIGCONT)
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    assert "Running stage 'register'" in output
+
+
 def test_a_failing_step_says_what_to_do_and_the_next_repro_continues(fresh):
     source = fresh.root / "source"
     shutil.copytree(fresh.root / "data/raw", source)

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, which never show partial content, and removal of files nobody wants."""
+"""Atomic writes of files and folders, which never show partial content, locks, and removal of files nobody wants."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from yolact.errors import YolactError
 
 LONGEST_NAME = 255
 """Maximum length of a file's name in the usual file systems, bytes (NAME_MAX of Linux)."""
@@ -20,8 +23,61 @@ LONGEST_NAME = 255
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of a used-up quota."""
 
+UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Error numbers of file systems without locks."""
+
+LOCK_PATIENCE = 1.0
+"""Seconds to wait for a lock: its holder may be about to end."""
+
 TEMPORARY_EXTRA = len("..12345678.part")
 """What temporary names add to a name, bytes."""
+
+
+class BusyError(YolactError):
+    """Another process writes the same folder."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that this process writes; it ends with the block, or with the process.
+
+    Its file beside the folder, ``.<name>.lock``, says who holds it and is removed at the end. On a file system without
+    locks nothing is held.
+
+    Raises:
+        BusyError: another process holds the lock.
+    """
+    from filelock import FileLock, Timeout  # imports asyncio
+
+    whole = Path(os.path.abspath(folder))
+    file = whole.with_name(f".{whole.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(file, timeout=LOCK_PATIENCE, fallback_to_soft=False))
+        except Timeout:
+            raise BusyError(
+                f"{folder}: {_holder(file)} is writing there. Wait for it to end, or use another folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise
+        held.callback(_remove, file)  # filelock notices in processes that wait
+        with suppress(OSError):  # a full disk
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # Windows, which removes no open file
+        file.unlink()
+
+
+def _holder(lock: Path) -> str:
+    with suppress(OSError):  # it has just ended
+        if text := lock.read_text(encoding="utf-8", errors="replace"):
+            return text[:200]
+    return "another process"
 
 
 @contextmanager
@@ -112,10 +168,19 @@ def replaced_directory(path: Path | str) -> Iterator[Path]:
 
     If the block raises, the temporary folder is removed and ``path`` is unchanged. If the process is killed between
     moving the old folder aside and the new one in, the next call restores it. It also removes other leftovers of
-    killed runs (``.<name>.*.part``), so two processes must not build the same folder at once.
+    killed runs (``.<name>.*.part``).
+
+    Raises:
+        BusyError: another process builds the same folder.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path), _replaced_directory(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _replaced_directory(path: Path) -> Iterator[Path]:
+    """See `replaced_directory`; no other process builds the folder."""
     aside = path.with_name(f".{path.name}.old.part")
     if aside.exists() and not path.exists():
         os.replace(aside, path)

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from components.train.supervisor import CrashedError, supervise, supervised
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact.errors import SettingsError
+from yolact.files import locked
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.step import run_command, start_log
 from yolact_ops.settings.params import Params, parse_params
@@ -49,39 +51,43 @@ def run(
     start all of them again.
 
     Raises:
+        BusyError: another training writes to ``model_dir``.
         SystemExit: the training ended with an error, which it has printed.
         CrashedError: it crashed, was killed or hung, ``runtime.max_restarts`` times in a row without a new checkpoint.
         InterruptedRunError: SIGTERM or SIGINT was received before the training could act on it.
     """
-    if "WORLD_SIZE" in os.environ or (params.runtime.max_restarts == 0 and _is_one_process(params)):
-        from components.train import training
+    # Checkpoints elsewhere are those of one pipeline run or trial, perhaps on a volume that keeps a lost node's lock.
+    is_locked = checkpoints_dir is None and os.environ.get("RANK", "0") == "0"
+    with locked(model_dir) if is_locked else nullcontext():
+        if "WORLD_SIZE" in os.environ or (params.runtime.max_restarts == 0 and _is_one_process(params)):
+            from components.train import training
 
-        training.run(
-            params,
-            processed_dir=processed_dir,
-            model_dir=model_dir,
-            metrics_path=metrics_path,
-            plots_dir=plots_dir,
-            checkpoints_dir=checkpoints_dir,
-        )
-        return
-    paths = {
-        "processed_dir": str(processed_dir),
-        "model_dir": str(model_dir),
-        "metrics_path": str(metrics_path),
-        "plots_dir": str(plots_dir),
-    } | ({} if checkpoints_dir is None else {"checkpoints_dir": str(checkpoints_dir)})
-    run_file = model_dir / RUN_FILE
-    old_record = run_file.read_text(encoding="utf-8") if run_file.is_file() else ""
-    try:
-        code = _supervise(params, paths, old_record, checkpoints_dir or model_dir / "checkpoints")
-    except CrashedError:
-        if _nodes() == 1:  # nobody starts it again
-            for _ in sync(checkpoints_dir / FOLDER if checkpoints_dir else journals_of(run_file)):
-                pass  # the run ends as KILLED
-        raise
-    if code:
-        raise SystemExit(code)
+            training.run(
+                params,
+                processed_dir=processed_dir,
+                model_dir=model_dir,
+                metrics_path=metrics_path,
+                plots_dir=plots_dir,
+                checkpoints_dir=checkpoints_dir,
+            )
+            return
+        paths = {
+            "processed_dir": str(processed_dir),
+            "model_dir": str(model_dir),
+            "metrics_path": str(metrics_path),
+            "plots_dir": str(plots_dir),
+        } | ({} if checkpoints_dir is None else {"checkpoints_dir": str(checkpoints_dir)})
+        run_file = model_dir / RUN_FILE
+        old_record = run_file.read_text(encoding="utf-8") if run_file.is_file() else ""
+        try:
+            code = _supervise(params, paths, old_record, checkpoints_dir or model_dir / "checkpoints")
+        except CrashedError:
+            if _nodes() == 1:  # nobody starts it again
+                for _ in sync(checkpoints_dir / FOLDER if checkpoints_dir else journals_of(run_file)):
+                    pass  # the run ends as KILLED
+            raise
+        if code:
+            raise SystemExit(code)
 
 
 def _nodes() -> int:

@@ -179,16 +179,16 @@ def limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def kill_at_replacement(count: int, suffix: str = "") -> None:
+def kill_at_replacement(count: int, suffix: str = "", number: int = signal.SIGKILL) -> None:
     """Have this process killed just before it gives a file or folder its final name for the ``count``-th time.
 
-    Only names with the suffix count.
+    Only names with the suffix count. Another signal than SIGKILL: SIGSTOP holds the process there.
     """
     replace, calls = os.replace, itertools.count(1)
 
     def deadly(source: Any, target: Any, **options: Any) -> None:
         if str(target).endswith(suffix) and next(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         replace(source, target, **options)
 
     os.replace = deadly
@@ -212,5 +212,5 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files and folders with temporary names."""
-    return [path.relative_to(folder).as_posix() for path in folder.rglob(".*.part")]
+    """Files and folders with temporary names, and locks."""
+    return [path.relative_to(folder).as_posix() for kind in ("part", "lock") for path in folder.rglob(f".*.{kind}")]

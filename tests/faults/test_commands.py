@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -18,6 +21,7 @@ pytestmark = pytest.mark.slow
 COMPARED = {
     "ingest": "data/raw",
     "preprocess": "data/processed",
+    "train": "models/model.safetensors",
     "evaluate": "metrics",
     "register": "reports/registration.json",
     "predict": "out",
@@ -34,7 +38,7 @@ def written(place: Place, name: str) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", [*COMPARED])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name != "train"])
 def test_a_killed_command_leaves_the_earlier_result_and_the_next_one_completes(place: Place, name: str) -> None:
     """Killed just before a file or a folder gets its final name: everything is written, nothing published."""
     place.succeeds(name, *ARGUMENTS.get(name, ()))
@@ -44,6 +48,46 @@ def test_a_killed_command_leaves_the_earlier_result_and_the_next_one_completes(p
     assert killed.code == -signal.SIGKILL
     assert written(place, name) == before
     place.succeeds(name, *ARGUMENTS.get(name, ()))
+    assert written(place, name) == before
+    assert leftovers(place.root) == []
+
+
+LOCKS = {
+    "ingest": ("data/raw", "data/.raw.lock"),
+    "preprocess": ("data/processed", "data/.processed.lock"),
+    "train": ("models", ".models.lock"),
+    "predict": ("out", ".out.lock"),
+}
+"""The folder that each command writes for the longest time, and its lock."""
+
+
+@pytest.mark.parametrize("name", [*LOCKS])
+def test_a_second_command_that_writes_the_same_folder_is_refused_and_the_first_one_completes(
+    place: Place, name: str
+) -> None:
+    arguments, (folder, lock) = ARGUMENTS.get(name, ()), LOCKS[name]
+    place.succeeds(name, *arguments)
+    before = written(place, name)
+    assert before
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(
+            place.run, name, *arguments, before=partial(kill_at_replacement, 1, number=signal.SIGSTOP)
+        )
+        deadline = time.monotonic() + 120
+        while not (path := place.root / lock).is_file() or not (text := path.read_text()):
+            assert time.monotonic() < deadline, "the first command has not locked the folder"
+            assert not first.done(), first.result().output
+            time.sleep(0.05)
+        process = psutil.Process(int(text.split()[1]))
+        try:
+            while process.status() != psutil.STATUS_STOPPED:
+                assert time.monotonic() < deadline, "the first command has not come to its first replacement"
+                time.sleep(0.05)
+            second = place.run(name, *arguments)
+        finally:
+            process.resume()
+    assert_refused(second, f"{folder}: process {process.pid} on ", " is writing there")
+    assert first.result().code == 0, first.result().output
     assert written(place, name) == before
     assert leftovers(place.root) == []
 

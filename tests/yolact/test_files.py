@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from yolact.files import (
+    UNLOCKABLE,
+    BusyError,
     fitting_name,
     replaced_directory,
     replaced_file,
@@ -142,6 +144,61 @@ def test_leftovers_of_a_killed_run_are_removed_and_other_folders_are_not(tmp_pat
 
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".outer.1.part"}
     assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+HOLDER = """
+import sys
+from yolact.files import replaced_directory
+with replaced_directory(sys.argv[1]) as temporary:
+    (temporary / "first").touch()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_built_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(BusyError, match=rf"out: process {other.pid} on \S+ is writing there"),
+            replaced_directory(folder),
+        ):
+            pytest.fail("two processes build the folder")
+        other.communicate()
+    assert other.returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        other.kill()
+    assert (tmp_path / ".out.lock").is_file()
+    with replaced_directory(folder) as temporary:
+        (temporary / "second").touch()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("number", UNLOCKABLE)
+def test_a_file_system_without_locks_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with replaced_directory(tmp_path / "out") as temporary:
+        (temporary / "new").touch()
+    assert (tmp_path / "out" / "new").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_write_to_an_impossible_place_raises_an_error_with_the_path(tmp_path: Path) -> None:

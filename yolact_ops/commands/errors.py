@@ -83,6 +83,6 @@ def _explain(error: YolactError | OSError) -> str:
     advice = _ADVICE.get(error.errno or 0)
     if advice is None:
         return f"{path}: {error.strerror}"
-    if path.suffix == ".part":  # a temporary name; the user knows the folder
+    if path.suffix in (".part", ".lock"):  # not the user's; the folder is
         path = path.parent
     return f"{path}: {error.strerror.lower()}. {advice}"
