@@ -232,13 +232,10 @@ def main(
     rounds: Annotated[int, typer.Option(help="Requests in turn with the bare predictor.")] = 200,
 ) -> None:
     """Print the measurements."""
-    pixels = read_images([])[0]
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
-    image = stream.getvalue()
+    image, pixels = sample_image()
     print(f"{pixels.shape[1]}x{pixels.shape[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
-        model = model or _random_model(Path(folder), preset, pixels)
+        model = model or random_model(Path(folder), preset, pixels)
         for _ in range(starts):
             with serving(model, 8) as server:
                 print(f"ready after {server.start_seconds:.1f} s ({server.start_cpu:.1f} s of CPU time)", flush=True)
@@ -283,7 +280,16 @@ def _long_load(server: Server, image: bytes, clients: int, duration: float) -> N
     print(f"all: {whole.describe()}")
 
 
-def _random_model(folder: Path, preset: str, image: np.ndarray) -> str:
+def sample_image() -> tuple[bytes, np.ndarray]:
+    """A JPEG of the generated sample, and its pixels, (H, W, 3) uint8."""
+    pixels = read_images([])[0]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+    return stream.getvalue(), pixels
+
+
+def random_model(folder: Path, preset: str, image: np.ndarray) -> str:
+    """Write a preset's network with random weights that find about `OBJECTS` objects in the image; returns its folder."""
     network = calibrated_network(choose(preset).model, len(VOC_CLASSES), image, OBJECTS)
     save_model(network, list(VOC_CLASSES), folder / "model")
     return str(folder / "model")
