@@ -31,6 +31,10 @@ ANNOTATION = (
     b"</height><depth>3</depth></size><object><name>dog</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2"
     b"</ymin><xmax>7</xmax><ymax>5.5</ymax></bndbox></object></annotation>\n"
 )
+MASK_MODES = ("P", "L", "I;16", "RGB", "RGBA")
+IMAGE_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+WEIGHTS_KINDS = ("zip", "legacy", "safetensors")
+PARAMS = (Path(__file__).parents[2] / "conf" / "base.yaml").read_bytes()
 PIXELS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
 
 
@@ -142,7 +146,7 @@ def test_annotations(folder: Path, data: bytes) -> None:
 
 @settings(deadline=None)
 @given(
-    data=damaged([png(mode) for mode in ("P", "L", "I;16", "RGB", "RGBA")]),
+    data=damaged([png(mode) for mode in MASK_MODES]),
     read=st.sampled_from([read_mask, read_numbers, read_object]),
 )
 def test_masks(folder: Path, data: bytes, read: Callable[[Path, str], np.ndarray]) -> None:
@@ -150,13 +154,13 @@ def test_masks(folder: Path, data: bytes, read: Callable[[Path, str], np.ndarray
 
 
 @settings(deadline=None)
-@given(data=damaged([encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")]))
+@given(data=damaged([encoded(kind) for kind in IMAGE_KINDS]))
 def test_images(data: bytes) -> None:
     check_image(data)
 
 
 @settings(deadline=None)
-@given(data=damaged([weights(kind) for kind in ("zip", "legacy", "safetensors")]))
+@given(data=damaged([weights(kind) for kind in WEIGHTS_KINDS]))
 def test_weights(folder: Path, data: bytes) -> None:
     check_weights(folder, data)
 
@@ -173,6 +177,6 @@ def test_weights_with_a_damaged_directory_are_damaged(folder: Path, place: int, 
 
 
 @settings(deadline=None, max_examples=30)
-@given(data=damaged([(Path(__file__).parents[2] / "conf" / "base.yaml").read_bytes()]))
+@given(data=damaged([PARAMS]))
 def test_params(folder: Path, data: bytes) -> None:
     check_params(folder, data)
