@@ -289,7 +289,7 @@ def sample_image() -> tuple[bytes, np.ndarray]:
 
 
 def random_model(folder: Path, preset: str, image: np.ndarray) -> str:
-    """Write a preset's network with random weights that find about `OBJECTS` objects in the image; returns its folder."""
+    """Write a preset's network with random weights that find about `OBJECTS` objects in the image; its folder."""
     network = calibrated_network(choose(preset).model, len(VOC_CLASSES), image, OBJECTS)
     save_model(network, list(VOC_CLASSES), folder / "model")
     return str(folder / "model")

@@ -252,8 +252,11 @@ def problems(done: Sequence[Run], name: str) -> list[str]:
     # Runs
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     stored = {run.info.run_id: run for run in client.search_runs(experiments, max_results=len(done) + 1000)}
-    if stored.keys() != {run.run_id for run in done}:
-        found.append(f"the store has {len(stored)} runs, not the {len(done)} that ended")
+    ended = {run.run_id for run in done}
+    found += [f"run {run_id} is lost" for run_id in ended - stored.keys()]
+    for run_id in stored.keys() - ended:  # a study that was killed leaves one
+        if (status := stored[run_id].info.status) != "KILLED":
+            found.append(f"run {run_id} is of no pipeline run, and {status}")
     for run in done:
         if (entry := stored.get(run.run_id)) is None:
             continue
@@ -322,7 +325,7 @@ def train(
             code = process.wait()
     write_json_atomic(work / "train.json", [asdict(sample) for sample in enough])
     lines = (work / "train.log").read_text().splitlines()
-    print(f"exit code {code}, {sum('epoch' in line for line in lines)} epochs; last line: {lines[-1]}")
+    print(f"exit code {code}, {sum(': loss ' in line for line in lines)} epochs; last line: {lines[-1]}")
     _ended(good=judged(enough) and code == EX_TEMPFAIL)
 
 
