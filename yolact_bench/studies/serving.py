@@ -38,6 +38,7 @@ import typer
 from PIL import Image
 
 from yolact.class_names import VOC_CLASSES
+from yolact.errors import YolactError
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact_bench.speed.calibration import calibrated_network
@@ -48,6 +49,8 @@ from yolact_ops.settings.presets import choose
 OBJECTS = 10
 WARM_UP = 5
 """Requests before those that count."""
+READY_WITHIN = 120
+"""Seconds after which a server that is not ready counts as failed."""
 TURNS = 3
 """Times that the throughput is measured with and without batches, in turn."""
 
@@ -86,7 +89,11 @@ class Server:
 
 @contextmanager
 def serving(model: str, batch_size: int) -> Iterator[Server]:
-    """`yolact serve` in a process of its own, ready."""
+    """`yolact serve` in a process of its own, ready.
+
+    Raises:
+        YolactError: it is not ready in time.
+    """
     command = [sys.executable, "-m", "yolact_cli.main", "serve", model, "--port", "0", "--device", "cpu"]
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -96,7 +103,9 @@ def serving(model: str, batch_size: int) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         port = int(line.rsplit(":", 1)[1].split(";")[0])
-        while ask(port, "GET", "/readyz")[0] != 200:
+        while (answer := ask(port, "GET", "/readyz"))[0] != 200:
+            if time.perf_counter() - start > READY_WITHIN:
+                raise YolactError(f"{model}: not ready after {READY_WITHIN} s: {answer[1].decode()}")
             time.sleep(0.01)
         server = Server(process, port, time.perf_counter() - start)
         server.start_cpu = server.cpu_seconds()
