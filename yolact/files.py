@@ -23,8 +23,8 @@ LONGEST_NAME = 255
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of a used-up quota."""
 
-UNLOCKABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""Error numbers of file systems without locks."""
+UNLOCKABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""Error numbers of file systems without locks; the last two are one on Linux, and two on macOS."""
 
 LOCK_PATIENCE = 1.0
 """Seconds to wait for a lock: its holder may be about to end."""

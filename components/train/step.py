@@ -57,7 +57,9 @@ def run(
         InterruptedRunError: SIGTERM or SIGINT was received before the training could act on it.
     """
     # Checkpoints elsewhere are those of one pipeline run or trial, perhaps on a volume that keeps a lost node's lock.
-    is_locked = checkpoints_dir is None and os.environ.get("RANK", "0") == "0"
+    # Of several nodes or processes that train together in one folder, the first one locks.
+    rank = os.environ.get("RANK") or os.environ.get("PET_NODE_RANK", "0")
+    is_locked = checkpoints_dir is None and rank == "0"
     with locked(model_dir) if is_locked else nullcontext():
         if "WORLD_SIZE" in os.environ or (params.runtime.max_restarts == 0 and _is_one_process(params)):
             from components.train import training

@@ -5,7 +5,7 @@
 
 atheris is no dependency of this project. It keeps each input that reaches new code in FOLDER, where it begins with the
 contents that the tests damage, and takes the options of libFuzzer. An input that a reader neither reads nor refuses
-with its own error is written to ``crash-*`` in the working folder: it belongs into a test.
+with its own error is written to ``crash-*`` in the working folder: it belongs in a test.
 """
 
 from __future__ import annotations

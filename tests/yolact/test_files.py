@@ -187,7 +187,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("number", UNLOCKABLE)
+@pytest.mark.parametrize("number", sorted(UNLOCKABLE))
 def test_a_file_system_without_locks_is_written_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:

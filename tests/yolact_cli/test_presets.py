@@ -174,6 +174,8 @@ def test_what_a_combination_lacks_may_come_from_a_later_preset_or_an_override(wo
     assert other.stderr.startswith("conf/modern.yaml: train.layer_decay: is 0.15, with which")
     unmended = run("use", "sample-cpu+modern+yolact_im700", "-S", "model.backbone_weights=none")
     assert unmended.stderr.startswith("-S model.backbone_weights=none: train.layer_decay: is 0.15, with which")
+    slip = run("use", "sample-cpu+modern", "-S", "train.layer_decay=1", "-S", "train.layr=1")
+    assert "train.layr: unknown key" in slip.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@
         [--sizes 320,640] [--image FILE] [--bf16] [--rounds 10] [--minutes 7] [--threads 2]
 
 Each NETWORK is one of ours, as in `yolact_bench.studies.light_models`; the default is the presets. Other projects are
-measured if they are installed, for which an environment of its own is best: ultralytics is under the AGPL, and neither
-is a dependency of this project::
+measured if they are installed, for which an environment of its own is best: neither ultralytics, which is under the
+AGPL, nor rfdetr is a dependency of this project::
 
     python -m venv others
     others/bin/pip install -e '.[export,openvino]' ultralytics onnxslim rfdetr
@@ -169,7 +169,7 @@ def main(
     objects: Annotated[int, typer.Option(min=1, help="Objects that each network finds, roughly.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each network.")] = 10,
     minutes: Annotated[float, typer.Option(help="Start no round but the first after this time.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; the number of cores.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
 ) -> None:
     """Print a table in Markdown, the fastest first; exit with 1 if a network could not be measured."""
     end = time.monotonic() + 60 * minutes

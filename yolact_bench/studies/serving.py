@@ -92,27 +92,32 @@ def serving(model: str, batch_size: int) -> Iterator[Server]:
     """`yolact serve` in a process of its own, ready.
 
     Raises:
-        YolactError: it is not ready in time.
+        YolactError: it ends, or is not ready in time.
     """
     command = [sys.executable, "-m", "yolact_cli.main", "serve", model, "--port", "0", "--device", "cpu"]
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--batch-size", str(batch_size)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        port = int(line.rsplit(":", 1)[1].split(";")[0])
-        while (answer := ask(port, "GET", "/readyz"))[0] != 200:
-            if time.perf_counter() - start > READY_WITHIN:
-                raise YolactError(f"{model}: not ready after {READY_WITHIN} s: {answer[1].decode()}")
-            time.sleep(0.01)
-        server = Server(process, port, time.perf_counter() - start)
-        server.start_cpu = server.cpu_seconds()
-        yield server
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*command, "--batch-size", str(batch_size)], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                code = process.wait()
+                log.seek(0)
+                raise YolactError(f"yolact serve {model} ended with exit code {code}: {log.read()[-1000:].strip()}")
+            port = int(line.rsplit(":", 1)[1].split(";")[0])
+            while (answer := ask(port, "GET", "/readyz"))[0] != 200:
+                if time.perf_counter() - start > READY_WITHIN:
+                    raise YolactError(f"{model}: not ready after {READY_WITHIN} s: {answer[1].decode()}")
+                time.sleep(0.01)
+            server = Server(process, port, time.perf_counter() - start)
+            server.start_cpu = server.cpu_seconds()
+            yield server
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:

@@ -51,10 +51,12 @@ from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact_bench.studies import serving
 from yolact_bench.studies.data import prepare_data
+from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.registry.history import read_history
 from yolact_ops.registry.versions import RegisteredModel, fetch_files
 from yolact_ops.settings.presets import choose, compose
+from yolact_ops.tracking.journal import FOLDER, find_journals
 from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 from yolact_ops.tracking.store import connect
 
@@ -89,9 +91,9 @@ PRELOADED = [
     "mlflow.store.tracking.sqlalchemy_store",
     "yolact_bench.studies.serving",
 ]
-"""What the processes of ``runs`` import, most of the time of a tiny run; this module itself they import as main."""
+"""Loaded once for all processes of ``runs``, as importing takes most of a tiny run's time."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=ErrorGroup, help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Work = Annotated[Path, typer.Option(help="Folder for data and results.")]
 Minutes = Annotated[float, typer.Option(help="Duration.")]
 
@@ -268,7 +270,7 @@ def problems(done: Sequence[Run], name: str) -> list[str]:
             found.append(f"run {run.number} lacks losses, or has some twice")
         if not {"val/mask_AP", "eval/mask_AP"} <= entry.data.metrics.keys():
             found.append(f"run {run.number} lacks metrics")
-    found += [f"not sent: {path}" for path in Path("runs").glob("*/model/**/journal*")]
+    found += [f"not sent: {left}" for model in Path("runs").glob("*/model") for left in find_journals(model / FOLDER)]
     # Versions
     models = [each.name for each in client.search_registered_models()]
     if models != [name]:
@@ -325,7 +327,8 @@ def train(
             code = process.wait()
     write_json_atomic(work / "train.json", [asdict(sample) for sample in enough])
     lines = (work / "train.log").read_text().splitlines()
-    print(f"exit code {code}, {sum(': loss ' in line for line in lines)} epochs; last line: {lines[-1]}")
+    last = lines[-1] if lines else "none"
+    print(f"exit code {code}, {sum(': loss ' in line for line in lines)} epochs; last line: {last}")
     _ended(good=judged(enough) and code == EX_TEMPFAIL)
 
 

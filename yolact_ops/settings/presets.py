@@ -121,9 +121,10 @@ def _compose(name: str, overrides: Sequence[str], conf: Path, model: str | None)
     try:
         if overrides:
             params, failure = _override(tree, overrides), None
-    except SettingsError:
+    except SettingsError as error:
         if failure is None:
             raise
+        raise SettingsError(f"{failure}\n{error}") from None  # the override may be what mends it, but for a slip
     if failure is not None:
         raise failure
     return tree, params

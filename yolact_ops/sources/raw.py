@@ -62,12 +62,17 @@ def opened(raw_dir: _Folder, params: DataParams) -> Iterator[_Folder]:
         return
     shown = shown_source(params.data.source)
     expected = json.loads(reference.read_text(encoding="utf-8"))["fingerprint"]
-    if state_of(find_source(params.data)).fingerprint != expected:
-        raise DataError(f"data.source: {shown} has changed since ingest identified it. Run the pipeline again.")
+
+    def check() -> None:
+        if state_of(find_source(params.data)).fingerprint != expected:
+            raise DataError(f"data.source: {shown} has changed since ingest identified it. Run the pipeline again.")
+
+    check()
     with tempfile.TemporaryDirectory() as folder:
         fetched = Path(folder) / "raw"
         log.info("%s: fetching, as ingest has only referred to it", shown)
         bring(params, fetched, Path(folder) / "downloads")
+        check()  # fetching takes long
         yield fetched
 
 

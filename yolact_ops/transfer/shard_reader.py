@@ -155,7 +155,7 @@ class _Connection:
         self._client = make_client()
         self._signer = make_client("s3v4")  # boto3 signs addresses in an older form, which not every server accepts
         endpoint = str(self._client.meta.endpoint_url)
-        self._is_direct = not get_environ_proxies(endpoint)
+        self._is_direct = urlsplit(endpoint).scheme not in get_environ_proxies(endpoint)
         self._tls: ssl.SSLContext | None = None
         if endpoint.startswith("https:"):
             self._tls = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or get_cert_path(True))

@@ -48,6 +48,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("preprocessing", "missing", "missing"),
         ("learning", "--against missing.py", "--against missing.py: no such file"),
+        ("soak", "serve missing", "yolact serve missing ended with exit code 1: missing"),
         ("gpu_training", "speed --data missing -S train.epoch=1", "did you mean 'epochs'?"),
     ],
 )

@@ -98,12 +98,20 @@ def test_runs_are_counted_and_what_the_store_lacks_is_found(
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     (damaged,) = soak.problems(done, "yolact-smoke")
     assert "has other weights than run" in damaged
+    (journal := Path("runs/0002/model/tracking/left")).mkdir(parents=True)
+    (journal / "run.json").write_text("{}")
     client.set_terminated(done[0].run_id, "KILLED")
     client.log_metric(done[1].run_id, "train/total", 1.0, step=9)
     client.create_registered_model("stray")
     client.set_registered_model_alias("yolact-smoke", "champion", "1" if done[-1].version != 1 else "2")
     found = soak.problems(done, "yolact-smoke")
-    for part in ("run 1 is KILLED", "run 2 lacks losses, or has some twice", "registered models: ", "the champion is "):
+    for part in (
+        "not sent: runs/0002/model/tracking/left",
+        "run 1 is KILLED",
+        "run 2 lacks losses, or has some twice",
+        "registered models: ",
+        "the champion is ",
+    ):
         assert any(part in problem for problem in found), f"{part!r} not in {found}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from yolact.errors import DataError
 from yolact.formats.sample import generate_sample
 from yolact.settings import SampleConfig
 from yolact_ops.settings.params import Params, load_params
+from yolact_ops.sources import raw
 from yolact_ops.sources.data_source import find_source, state_of
 from yolact_ops.sources.raw import REFERENCE, bring, opened, write_reference
 from yolact_ops.transfer.storage import make_client
@@ -54,11 +56,25 @@ def test_a_reference_opens_as_the_files_that_ingest_brings(bucket: Path, params:
     assert not folder.exists()
 
 
-def test_a_source_that_has_changed_since_is_refused(bucket: Path, params: Params, tmp_path: Path) -> None:
+@pytest.mark.parametrize("during", [False, True], ids=["before", "while it is fetched"])
+def test_a_source_that_has_changed_since_is_refused(
+    bucket: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: bool
+) -> None:
     write_reference(tmp_path / "referred", state_of(find_source(params.data)).fingerprint)
     image = min(bucket.rglob("*.jpg"))
-    changed = image.read_bytes() + b"more"
-    make_client().put_object(Bucket="bucket", Key=image.relative_to(bucket).as_posix(), Body=changed)
+
+    def change() -> None:
+        changed = image.read_bytes() + b"more"
+        make_client().put_object(Bucket="bucket", Key=image.relative_to(bucket).as_posix(), Body=changed)
+
+    def bring_and_change(*arguments: Any) -> None:
+        bring(*arguments)
+        change()
+
+    if during:
+        monkeypatch.setattr(raw, "bring", bring_and_change)
+    else:
+        change()
     with (
         pytest.raises(DataError, match=r"s3://bucket/set has changed since ingest .* Run the pipeline again"),
         opened(tmp_path / "referred", params),
