@@ -393,11 +393,11 @@ def test_a_hang_shows_the_stacks_of_the_launched_processes(
 ) -> None:
     body = """
         def wait_for_the_others():
+            Path(f"loader_{rank}").rename(f"hangs_{rank}")
             wait()
         if starts == 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             Path(f"loader_{rank}").write_text(str(os.fork() or time.sleep(600)))
-            Path(f"loader_{rank}").rename(f"hangs_{rank}")
             wait_for_the_others()
     """
     write_ranks(body)

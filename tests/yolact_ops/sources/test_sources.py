@@ -20,7 +20,6 @@ import yaml
 from dvc.api import DVCFileSystem
 from fsspec.callbacks import Callback
 
-from components.ingest import step
 from components.ingest.step import run as run_step
 from components.source import watch
 from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
@@ -30,7 +29,7 @@ from yolact.formats.sample import generate_sample
 from yolact.settings import SampleConfig
 from yolact_ops.lineage import lineage
 from yolact_ops.settings.params import Params, load_params
-from yolact_ops.sources import dvc_path, local, tracked, web
+from yolact_ops.sources import dvc_path, local, raw, tracked, web
 from yolact_ops.sources.tracked import fetch_tracked
 from yolact_ops.transfer import disk, download, storage
 from yolact_ops.transfer.download import DownloadError
@@ -652,7 +651,7 @@ def test_the_disk_space_for_linked_folders_is_counted(
         (folder / "JPEGImages").rename(tmp_path / "images")
         (folder / "JPEGImages").symlink_to(tmp_path / "images", target_is_directory=True)
     asked = []
-    monkeypatch.setattr(step, "require_free_disk", lambda folder, size, what: asked.append(size))
+    monkeypatch.setattr(raw, "require_free_disk", lambda folder, size, what: asked.append(size))
     copied = ingest(str(folder))
     assert asked == [sum(map(len, copied.values()))]
 
