@@ -197,11 +197,12 @@ def main(
                 processes[row.name] = Process(row.work, threads, pixels.shape[:2])
                 stack.callback(processes[row.name].close)
         runs: dict[str, TimedRun] = {name: process.turn for name, process in processes.items()}
-        timing = Rounds(runs, progress)
+        timing = Rounds(runs, lambda _: None)
         done = 0
         while done < rounds and (not done or time.monotonic() < end):
-            timing.measure(1)
             done += 1
+            progress(f"round {done} of at most {rounds}")
+            timing.measure(1)
     print(f"{', '.join(versions())}; {threads} threads, {done} rounds, {pixels.shape[1]} x {pixels.shape[0]} pixels\n")
     print("| network | input, px | runtime | objects | least, ms | median, ms | memory, MiB |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")

@@ -5,11 +5,11 @@
 
 Trains the network of a preset with the preset ``modern``, then without each of its parts (``-dice``), with each of the
 `CANDIDATES` that it does not have (``+mosaic``), with the preset's own recipe (``own``), with that from random weights
-(``scratch``), and with the published recipe (``published``); all with the same seeds, epochs and data (the generated
-sample, or ``--source``, anything that ``data.source`` takes). It validates once, at the end. A table has, for each,
+(``scratch``), and with the published recipe (``published``); all with the same epochs and data (the generated sample,
+or ``--source``, anything that ``data.source`` takes). It validates once, at the end. A table has, for each,
 AP50 and AP of masks, their differences from ``modern`` with the 95 % intervals of a paired bootstrap over the
 validation images, AP50 of boxes, and the seconds of an epoch; the folder keeps the same as ``recipe.json``. A training
-that is in the folder already is not repeated, and is in the table.
+that is in the folder already is not repeated, and is in the table, with those of the seeds that it has.
 
 Several seeds are averaged; what training varies by from seed to seed is not in the interval.
 """

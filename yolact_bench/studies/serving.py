@@ -1,19 +1,18 @@
 """What does the server cost, and what does it gain?
 
-    python -m yolact_bench.studies.serving [MODEL] [--preset sample-cpu] [--starts 3] [--rounds 200]
-        [--clients 16] [--seconds 10] [--load 120]
+    python -m yolact_bench.studies.serving [MODEL] [--preset sample-cpu] [--starts 3] [--rounds 200] [--clients 16]
+        [--seconds 10]
 
 Starts `yolact serve` on the loopback interface and measures, each part left out by 0: the time until it is ready, of
 ``--starts`` servers one after the other; ``--rounds`` requests of one client in turn with the bare predictor, which
-decodes the same JPEG, detects and encodes the masks; the throughput of several clients at once for ``--seconds``, in
-turn with batches of up to 8 images and without batches; and a longer ``--load`` with the server's memory, threads and
-open files. On a busy machine the least times, and the CPU time of all threads for an image, say more than the medians.
-Without MODEL the network is that of a preset with random weights that find about ten objects
-(`yolact_bench.speed.calibration`). Clients and servers share the machine's cores.
+decodes the same JPEG, detects and encodes the masks; and the throughput of several clients at once for ``--seconds``,
+in turn with batches of up to 8 images and without batches. `yolact_bench.studies.soak` is a long load. On a busy
+machine the least times, and the CPU time of all threads for an image, say more than the medians. Without MODEL the
+network is that of a preset with random weights that find about ten objects (`yolact_bench.speed.calibration`). Clients
+and servers share the machine's cores.
 
-    python -m yolact_bench.studies.serving models --starts 0 --rounds 0 --seconds 0 --load 600      # a long load
-    python -m yolact_bench.studies.serving --preset voc2012-r50 --starts 0 --rounds 0 --seconds 60 --load 0  # batches
-    python -m yolact_bench.studies.serving models:/yolact@champion --rounds 0 --seconds 0 --load 0  # starts
+    python -m yolact_bench.studies.serving --preset voc2012-r50 --starts 0 --rounds 0 --seconds 60  # batches
+    python -m yolact_bench.studies.serving models:/yolact@champion --rounds 0 --seconds 0           # starts
 """
 
 from __future__ import annotations
@@ -68,18 +67,6 @@ class Server:
     """From the start of the process until it was ready."""
     start_cpu: float = 0.0
     """CPU time until then, s."""
-
-    def status(self) -> dict[str, int]:
-        """Resident memory (KiB), threads and open files of the process."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
-        values = dict(line.split(":", 1) for line in lines)
-        files = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-        return {"memory": int(values["VmRSS"].split()[0]), "threads": int(values["Threads"]), "files": files}
-
-    def describe(self) -> str:
-        """The state in words."""
-        state = self.status()
-        return f"{state['memory'] / 1024:.0f} MiB, {state['threads']} threads, {state['files']} files"
 
     def cpu_seconds(self) -> float:
         """CPU time of the process so far."""
@@ -242,7 +229,6 @@ def main(
     starts: Annotated[int, typer.Option(help="Servers to start one after the other.")] = 3,
     clients: int = 16,
     seconds: Annotated[float, typer.Option(help="Duration of each throughput measurement.")] = 10,
-    duration: Annotated[float, typer.Option("--load", help="Duration of the longer load, s.")] = 120,
     rounds: Annotated[int, typer.Option(help="Requests in turn with the bare predictor.")] = 200,
 ) -> None:
     """Print the measurements."""
@@ -253,7 +239,7 @@ def main(
         for _ in range(starts):
             with serving(model, 8) as server:
                 print(f"ready after {server.start_seconds:.1f} s ({server.start_cpu:.1f} s of CPU time)", flush=True)
-        if not (rounds or seconds or duration):
+        if not (rounds or seconds):
             return
         with serving(model, 8) as batched:
             if rounds:
@@ -261,8 +247,6 @@ def main(
             if seconds:
                 with serving(model, 1) as single:
                     _throughput(batched, single, image, clients, seconds)
-            if duration:
-                _long_load(batched, image, clients, duration)
 
 
 def _throughput(batched: Server, single: Server, image: bytes, clients: int, seconds: float) -> None:
@@ -279,19 +263,6 @@ def _throughput(batched: Server, single: Server, image: bytes, clients: int, sec
         )
     first, second = (np.median([each.rate for each in done]) for done in loads.values())
     print(f"gain of batches: {first / second:.2f}", flush=True)
-
-
-def _long_load(server: Server, image: bytes, clients: int, duration: float) -> None:
-    """Load in ten parts, with the state of the server before them and after each."""
-    whole = Load()
-    print(f"0 s: {server.describe()}")
-    for part in range(1, 11):
-        result = load(server, image, clients, duration / 10)
-        print(f"{part * duration / 10:.0f} s: {server.describe()}; {result.describe()}", flush=True)
-        whole.statuses += result.statuses
-        whole.seconds += result.seconds
-        whole.duration += result.duration
-    print(f"all: {whole.describe()}")
 
 
 def sample_image() -> tuple[bytes, np.ndarray]:

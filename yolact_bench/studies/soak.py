@@ -29,7 +29,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -342,17 +341,20 @@ def serve(
 ) -> None:
     """Put load on a server for some minutes, and judge what it uses."""
     image, pixels = serving.sample_image()
-    statuses: Counter[int] = Counter()
+    whole = serving.Load()
     with tempfile.TemporaryDirectory() as folder:
         model = model or serving.random_model(Path(folder), "sample-cpu", pixels)
         with serving.serving(model, 8) as server, sampled(server.process.pid, every) as samples:
             for _ in range(TENTHS):
                 part = serving.load(server, image, clients, 60 * minutes / TENTHS)
-                statuses += part.statuses
                 print(part.describe(), flush=True)
+                whole.statuses += part.statuses
+                whole.seconds += part.seconds
+                whole.duration += part.duration
             enough = list(samples)
     write_json_atomic(work / "serve.json", [asdict(sample) for sample in enough])
-    _ended(good=judged(enough) and set(statuses) == {200})
+    print(f"all: {whole.describe()}")
+    _ended(good=judged(enough) and set(whole.statuses) == {200})
 
 
 @app.command()

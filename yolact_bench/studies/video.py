@@ -9,8 +9,8 @@ on frames that are in memory. Times are milliseconds per frame, elapsed and of t
 only the latter says something. Without MODEL_DIR the network is that of a preset with random weights that find about
 ten objects (`yolact_bench.speed.calibration`).
 
-    python -m yolact_bench.studies.video models                # each stage, the demo's model
-    python -m yolact_bench.studies.video --preset voc2012-r50  # at least 0.9 of the bare predictor's rate
+    python -m yolact_bench.studies.video models                # the demo's model
+    python -m yolact_bench.studies.video --preset voc2012-r50  # R50-550, random weights
 """
 
 from __future__ import annotations

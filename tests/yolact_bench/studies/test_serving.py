@@ -20,17 +20,12 @@ from yolact_bench.studies import serving
 
 
 @pytest.mark.slow
-def test_it_measures_start_overhead_throughput_and_a_longer_load(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_measures_start_overhead_and_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     save_model(Yolact(tiny_config(), 2), ["a", "b"], tmp_path / "model")
-    serving.main(str(tmp_path / "model"), starts=1, clients=4, seconds=0.3, duration=1, rounds=3)
+    serving.main(str(tmp_path / "model"), starts=1, clients=4, seconds=0.3, rounds=3)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:6]] == ["ready", "bare", "4", "4", "gain"]
-    assert [line.split()[0] for line in lines[6:]] == ["0", "0", "0", "0", "0", "0", "1", "1", "1", "1", "1", "all:"]
-    assert all(" MiB, " in line for line in lines[6:-1])
-    assert all("{200: " in line for line in lines[7:])
+    assert [line.split()[0] for line in lines[1:]] == ["ready", "bare", "4", "4", "gain"]
 
 
 def test_rates_count_good_answers_and_percentiles_are_in_milliseconds() -> None:
