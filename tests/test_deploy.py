@@ -26,8 +26,7 @@ from components.train.trainjob_client import CONTAINER, RUNTIME
 from pipelines.config import load_cluster
 from serving.settings import ServerSettings
 from tests.servers.servers import free_port, s3_server
-from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL
-from yolact.errors import YolactError
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, YolactError
 from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from yolact.errors import SettingsError, YolactError
+from yolact.errors import EX_SOFTWARE, SettingsError, YolactError
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ PATIENCE = timedelta(hours=1)
 class PeerError(YolactError):
     """Another process of the same run has failed; that process's own message says why."""
 
-    exit_code = 70
-    """As of a crash (`yolact.engine.interrupts.EX_SOFTWARE`): a supervisor starts the training again."""
+    exit_code = EX_SOFTWARE
+    """As of a crash: a supervisor starts the training again."""
 
 
 @dataclass(frozen=True)

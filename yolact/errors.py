@@ -5,6 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EX_UNAVAILABLE = 69
+"""Exit code (sysexits.h) when a server or a download is unavailable: the same command may succeed later."""
+
+EX_SOFTWARE = 70
+"""Exit code (sysexits.h) of a crash: an unexpected exception, or a killed loader process."""
+
+EX_TEMPFAIL = 75
+"""Exit code (sysexits.h) for a temporary failure: nothing is wrong, and the same command resumes."""
+
 
 class YolactError(Exception):
     """Base class of errors whose message says what is wrong, where, and how to fix it."""

@@ -459,8 +459,9 @@ class RuntimeConfig(Section):
     """CPU threads that PyTorch computes with in each process that trains, evaluates or measures. ``auto``: as many as
     the process may use cores, and processes on one machine share them. The last digits of results on a CPU depend on
     it."""
-    workers: NonNegativeInt
-    """Loader processes of each training process; 0 loads in the training process."""
+    workers: Annotated[int | Literal["auto"], _auto_or_at_least(0)]
+    """Loader processes of each training process; 0 loads in the training process. ``auto``: one for each core that the
+    training process may use, 8 at most. Results do not depend on it."""
     shards: Annotated[str, Field(pattern=r"^(local|s3://[^/]+(/.+)?)$")]
     """``local``: images are read next to the annotations. ``s3://bucket/prefix``: a copy of the folder ``shards`` of
     the processed data, from which images are read one by one."""

@@ -17,8 +17,7 @@ from yolact.models.file_names import DESCRIPTION_FILE, category_ids_of
 from yolact.results.coco_tree import IMAGES_FILE, RESULTS_FILE, coco_tree
 from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.batch_prediction.result import ShardResult
-from yolact_ops.transfer.download import DownloadError
-from yolact_ops.transfer.storage import S3Address, explain, make_client
+from yolact_ops.transfer.storage import S3Address, download_error, make_client
 
 log = logging.getLogger(__name__)
 
@@ -100,5 +99,5 @@ def _upload(folder: Path, address: S3Address) -> None:
         for name in FILES:
             client.upload_file(str(folder / name), address.bucket, "/".join(filter(None, (address.key, name))))
     except (ClientError, BotoCoreError, OSError) as error:
-        raise DownloadError(explain(error, address, client)) from None
+        raise download_error(error, address, client) from None
     log.info("uploaded to %s", address)

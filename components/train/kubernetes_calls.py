@@ -10,8 +10,8 @@ from contextlib import suppress
 from multiprocessing import TimeoutError as PoolTimeoutError
 from typing import TypeVar
 
-from yolact.engine.interrupts import EX_SOFTWARE, InterruptedRunError
-from yolact.errors import SettingsError, YolactError
+from yolact.engine.interrupts import InterruptedRunError
+from yolact.errors import EX_SOFTWARE, SettingsError, YolactError
 
 TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection, and for the start of a response."""

@@ -13,8 +13,8 @@ import torch
 
 from components.train.supervisor import SHELL_SIGNAL
 from yolact.distributed import PeerError
-from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
-from yolact.errors import DataError, SettingsError, YolactError
+from yolact.engine.interrupts import InterruptedRunError
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, DataError, SettingsError, YolactError
 from yolact.settings import RuntimeConfig
 from yolact_ops.commands.container import share_threads
 

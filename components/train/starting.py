@@ -21,7 +21,7 @@ from yolact.settings import IMAGENET_VERSIONS
 from yolact_ops.registry.model_files import fetch_model
 from yolact_ops.registry.versions import RegistryError
 from yolact_ops.tracking.store import TrackingError
-from yolact_ops.transfer.download import fetch_file
+from yolact_ops.transfer.download import DownloadError, fetch_file
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
         The address, with an alias replaced by the version; None for weights on this machine.
 
     Raises:
-        WeightsError: see `load_starting_weights`; or they cannot be downloaded.
+        WeightsError: see `load_starting_weights`.
+        DownloadError: they cannot be downloaded.
         RegistryError, TrackingError: they cannot be fetched.
     """
     key = "backbone_weights" if model.config.initial_weights == "none" else "initial_weights"
@@ -69,7 +70,8 @@ def _download_imagenet_weights(model: Yolact) -> None:
     torch.hub itself would start over after an interruption; this resumes, also in the next run.
 
     Raises:
-        WeightsError: it cannot be downloaded or written, or is another file.
+        DownloadError: it cannot be downloaded.
+        WeightsError: it cannot be written, or is another file.
     """
     name, version = model.config.backbone, IMAGENET_VERSIONS[model.config.backbone_weights]
     try:
@@ -81,7 +83,8 @@ def _download_imagenet_weights(model: Yolact) -> None:
     try:
         _download(address, hub_file(address))
     except (DataError, OSError) as error:
-        raise WeightsError(f"model.backbone_weights: {error} {without_internet(address)}") from error
+        kind = type(error) if isinstance(error, DownloadError) else WeightsError
+        raise kind(f"model.backbone_weights: {error} {without_internet(address)}") from error
 
 
 def _download(address: str, target: Path) -> None:

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
-from yolact.errors import YolactError
+from yolact.engine.interrupts import InterruptedRunError
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, YolactError
 from yolact.limits import memory_limit, oom_kills
 
 LOOK_EVERY = 1.0

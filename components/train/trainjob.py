@@ -16,8 +16,8 @@ from components.train import node, step
 from components.train.kubernetes_calls import NodesError, StillRunsError
 from components.train.nodes import Nodes
 from components.train.trainjob_client import TrainJob
-from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts
-from yolact.errors import SettingsError
+from yolact.engine.interrupts import InterruptedRunError, Interrupts
+from yolact.errors import EX_TEMPFAIL, SettingsError
 from yolact.files import replaced_directory, write_text_atomic
 from yolact.limits import POD_VARIABLE
 from yolact.models.file_names import WEIGHTS_FILE

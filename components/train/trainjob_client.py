@@ -16,8 +16,7 @@ from components.train import node
 from components.train.kubernetes_calls import INSTALL, TIMEOUT, Calls, NodesError, RefusedError, StillRunsError
 from components.train.nodes import Nodes
 from components.train.pod_log import PodLog
-from yolact.engine.interrupts import EX_SOFTWARE
-from yolact.errors import SettingsError, YolactError
+from yolact.errors import EX_SOFTWARE, SettingsError, YolactError
 from yolact.files import write_text_atomic
 from yolact_ops.lineage.variables import PIPELINE_RUN_VARIABLE
 

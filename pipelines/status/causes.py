@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from components.train.supervisor import EX_SOFTWARE
 from pipelines.spec import Request
 from pipelines.status.nodes import Node
+from yolact.errors import EX_SOFTWARE, EX_UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def _free_node(found: re.Match[str], request: Request) -> str:
     return f"a node with {', '.join(wanted) or 'enough free resources'}"
 
 
-_AWAY = re.compile(r"no answer|not answer|unavailable|timed? out|connection (broke|refused|reset)", re.IGNORECASE)
-"""In messages of a step: another server was away."""
+_MAY_PASS = {f"exit status {code}" for code in (EX_SOFTWARE, EX_UNAVAILABLE)}
+"""How steps end whose failure need not come again: a crash, or another server was away."""
 
 _WAITING = (
     _Rule(r"^SchedulingGated", lambda *_: "its turn in Kueue's queue (`kubectl get workloads`)"),
@@ -118,7 +118,7 @@ def find_cause(node: Node, task: str, request: Request, log: str = "") -> Cause:
     if ended in ("signal: terminated", "exit status 143"):
         return Cause("its process was terminated", "try again: `python -m pipelines retry RUN`", may_pass=True)
     if own:
-        return Cause(own[-1], may_pass=ended == f"exit status {EX_SOFTWARE}" or bool(_AWAY.search(own[-1])))
+        return Cause(own[-1], may_pass=ended in _MAY_PASS)
     if "Traceback (most recent call last)" in log:
         return Cause("its code raised an exception", "the log shows where", may_pass=True)
     unknown = message or "the reason is not known"

@@ -9,7 +9,7 @@ from components.evaluate import step as evaluate
 from components.promote import step as promote
 from components.register import step as register
 from pipelines.sweeps.data import prepare_data, validation_data
-from pipelines.sweeps.exit_codes import distinct_exit_codes
+from pipelines.sweeps.exit_codes import crash_exit_code
 from pipelines.sweeps.runs import end_run, log_best
 from pipelines.sweeps.sweep import BEST_VARIABLE, Best, SweepFolder
 from pipelines.sweeps.trial import open_parent
@@ -68,5 +68,5 @@ def finish(best: Best) -> None:
 
 
 if __name__ == "__main__":
-    with distinct_exit_codes(), clear_errors("sweep"):
+    with crash_exit_code(), clear_errors("sweep"):
         finish(Best.from_json(os.environ.pop(BEST_VARIABLE)))

@@ -28,8 +28,8 @@ from pipelines.sweeps.runs import end_run
 from pipelines.sweeps.space import Parameter, override
 from pipelines.sweeps.sweep import TRIAL_MODULE, TRIAL_VARIABLE, Best, Plan, Sweep, SweepError, SweepFolder, Trial
 from pipelines.sweeps.trial import RUN_VARIABLE, open_parent
-from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts
-from yolact.errors import SettingsError
+from yolact.engine.interrupts import InterruptedRunError, Interrupts
+from yolact.errors import EX_TEMPFAIL, SettingsError
 from yolact.limits import usable_cpus
 from yolact_ops.commands.container import THREADS_VARIABLE
 from yolact_ops.tracking.run_record import RunRecord

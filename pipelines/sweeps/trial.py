@@ -19,10 +19,11 @@ from filelock import FileLock
 from components.evaluate import step as evaluate
 from components.train import step as train
 from pipelines.sweeps.data import prepare_data, shared_params, validation_data
-from pipelines.sweeps.exit_codes import distinct_exit_codes
+from pipelines.sweeps.exit_codes import crash_exit_code
 from pipelines.sweeps.runs import end_run, open_run
 from pipelines.sweeps.sweep import TRIAL_VARIABLE, Sweep, SweepFolder, Trial, TrialFolder
-from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts
+from yolact.engine.interrupts import InterruptedRunError, Interrupts
+from yolact.errors import EX_TEMPFAIL
 from yolact.files import write_text_atomic
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.task import as_text, task
@@ -122,7 +123,7 @@ def main() -> None:
     if trial.ends_with_parent:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     interrupts = Interrupts()
-    with distinct_exit_codes(), clear_errors("trial"), interrupts.watched(), interrupts.at_once():
+    with crash_exit_code(), clear_errors("trial"), interrupts.watched(), interrupts.at_once():
         value = run_trial(trial)
     print(f"{trial.sweep.metric}={value!r}", flush=True)
 

@@ -24,7 +24,7 @@ from components.train import supervisor
 from components.train.supervisor import CrashedError, supervise
 from tests.yolact.engine.test_kills import REPOSITORY, SETTINGS, assert_same_end, finish, start
 from yolact.engine.checkpoint_files import newest_checkpoint
-from yolact.engine.interrupts import EX_TEMPFAIL
+from yolact.errors import EX_TEMPFAIL
 
 PR_SET_CHILD_SUBREAPER = 36
 """Of prctl (linux/prctl.h)."""

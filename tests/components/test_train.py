@@ -32,13 +32,14 @@ from components.train import step, training
 from components.train.results import summary, write_plots
 from components.train.supervisor import CrashedError
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
+from tests.servers.servers import free_port
 from tests.yolact.losses.dice import DICE
 from yolact.distributed import World
 from yolact.engine import automatic
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
-from yolact.errors import SettingsError
+from yolact.errors import EX_UNAVAILABLE, SettingsError
 from yolact.losses.terms import LOSS_TERMS
 from yolact.models.checkpoints import import_checkpoint
 from yolact.models.weights import load_model, save_model
@@ -825,6 +826,18 @@ def test_missing_data_says_what_to_run_and_is_not_tried_again(repository: Path) 
     assert process.returncode == 1
     what = "data/processed/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
     assert log == f"\ntrain failed: {what}\n"
+
+
+@pytest.mark.fault
+@pytest.mark.usefixtures("workplace")
+def test_a_server_that_is_away_has_an_exit_code_of_its_own(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the supervisor passes on, so that what started the step can start it again."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with start(repository) as process:
+        _, log = process.communicate(timeout=300)
+    assert process.returncode == EX_UNAVAILABLE, log
+    assert "train failed: could not reach the tracking store" in log
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

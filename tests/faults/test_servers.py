@@ -18,7 +18,7 @@ from yolact_ops.tracking.runs import resume_run, start_run
 from yolact_ops.tracking.store import StoreUnavailableError
 from yolact_ops.tracking.sync import sync
 from yolact_ops.transfer import download, storage
-from yolact_ops.transfer.download import DownloadError, fetch_file
+from yolact_ops.transfer.download import DownloadError, ServerUnavailableError, fetch_file
 from yolact_ops.transfer.storage import S3Address, fetch_objects, list_objects, make_client
 
 RUN_FILE = Path("models/run.json")
@@ -145,7 +145,7 @@ def fetch(into: Path, meanwhile: Callable[[], None] = lambda: None) -> int:
 
 def test_an_error_of_s3_is_named_and_the_next_run_fetches_the_rest(s3_line: CuttingProxy, tmp_path: Path) -> None:
     s3_line.status = 503
-    with pytest.raises(DownloadError, match=r"s3://bucket.*the server answered 503"):
+    with pytest.raises(ServerUnavailableError, match=r"s3://bucket.*the server answered 503"):
         fetch(tmp_path / "files")
     s3_line.status = None
     assert fetch(tmp_path / "files") == 2 * len(CONTENT)

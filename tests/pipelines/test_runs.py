@@ -162,7 +162,12 @@ def test_a_deleted_pod_is_a_cause_that_may_pass() -> None:
             "its process was killed",
             True,
         ),
-        ("[train] x\ntrain failed: http://mlflow:5000: no answer\n", "http://mlflow:5000: no answer", True),
+        (
+            "[train] x\ntrain failed: http://mlflow:5000: no answer\n"
+            "F0101 main.go:59] failed to execute component: exit status 69\n",
+            "http://mlflow:5000: no answer",
+            True,
+        ),
         (
             "upload failed: slow, trying again\nF0101 main.go:59] failed to execute component: signal: killed\n",
             "its process was killed",

@@ -26,21 +26,21 @@ from pipelines.config import load_cluster
 from pipelines.servers.connection import ClusterError
 from pipelines.sweeps import katib, local
 from pipelines.sweeps.data import validation_data
-from pipelines.sweeps.exit_codes import EX_UNAVAILABLE, distinct_exit_codes
+from pipelines.sweeps.exit_codes import crash_exit_code
 from pipelines.sweeps.local import TrialLoop
 from pipelines.sweeps.space import Parameter, check_space, split_overrides
 from pipelines.sweeps.sweep import BEST_VARIABLE, TRIAL_VARIABLE, Best, Plan, Sweep, SweepError, SweepFolder, Trial
 from tests.pipelines.command import call
 from tests.pipelines.kube_server import VERSION, KubeServer, serve_kubernetes
 from tests.servers.servers import free_port
-from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
-from yolact.errors import DataError, SettingsError, YolactError
+from yolact.engine.interrupts import InterruptedRunError
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, DataError, SettingsError, YolactError
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.task import as_text
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.evaluations import evaluated_annotations
 from yolact_ops.tracking.store import StoreUnavailableError
-from yolact_ops.transfer.download import DownloadError
+from yolact_ops.transfer.download import DownloadError, ServerUnavailableError
 
 SCHEMA = Path(__file__).with_name("katib_experiment.json")
 LR = Parameter("train.lr", "loguniform", (1e-4, 1e-2))
@@ -263,14 +263,15 @@ def test_only_an_end_that_would_come_again_fails_a_trial_at_once(params: Params)
         (RefusedError("worse than the champion"), 3),
         (InterruptedRunError("stopped"), EX_TEMPFAIL),
         (StoreUnavailableError("no answer"), EX_UNAVAILABLE),
-        (DownloadError("no answer"), EX_UNAVAILABLE),
+        (DownloadError("there is no bucket"), 1),
+        (ServerUnavailableError("no answer"), EX_UNAVAILABLE),
         (RuntimeError("CUDA error"), EX_SOFTWARE),
     ],
 )
 def test_exit_codes_tell_what_would_come_again_from_what_may_pass(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, distinct_exit_codes(), clear_errors("trial"), clear_errors("train"):
+    with pytest.raises(SystemExit) as ended, crash_exit_code(), clear_errors("trial"), clear_errors("train"):
         raise error
     assert ended.value.code == code
     assert str(error) in capsys.readouterr().err

@@ -1,10 +1,13 @@
-"""Settings that are ``auto``, chosen by the number of training images; the log says why."""
+"""Settings that are ``auto``: chosen by the number of training images, and the log says why; or by the machine."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+from typing import Literal
 
+from yolact.limits import usable_cpus
 from yolact.settings import ModelConfig, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,10 @@ FEW_IMAGES_EPOCHS = 80
 
 FROZEN = "stage2"
 """On those images, with ``train.layer_decay: 0.15``, freezing saved a sixth of the time and cost no AP (one seed)."""
+
+MOST_WORKERS = 8
+"""Loader processes by ``runtime.workers: auto``: a judgement, as one prepares about 200 images a second
+(docs/benchmarks.md)."""
 
 
 def resolve(train: TrainConfig, model: ModelConfig, images: int, *, log_it: bool = True) -> TrainConfig:
@@ -73,3 +80,14 @@ def automatic_freeze(model: ModelConfig, images: int) -> tuple[str, str]:
     if images >= FEW_IMAGES:
         return "none", f"there are {images} training images ({FEW_IMAGES} or more)"
     return FROZEN, f"with {images} training images (fewer than {FEW_IMAGES}) early layers keep their pretrained weights"
+
+
+def loader_processes(workers: int | Literal["auto"]) -> int:
+    """The number of loader processes, with one for each core of this process for ``auto``, `MOST_WORKERS` at most.
+
+    Processes that torchrun has started on one machine (``LOCAL_WORLD_SIZE``) share its cores.
+    """
+    if workers != "auto":
+        return workers
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(usable_cpus() // processes, 1), MOST_WORKERS)

@@ -8,13 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from yolact.errors import YolactError
-
-EX_TEMPFAIL = 75
-"""Exit code (sysexits.h) for a temporary failure: nothing is wrong, and the same command resumes."""
-
-EX_SOFTWARE = 70
-"""Exit code (sysexits.h) of a crash: an unexpected exception, or a killed loader process."""
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, YolactError
 
 
 class InterruptedRunError(YolactError):

@@ -30,7 +30,7 @@ from yolact.engine.advice import (
     step_out_of_memory,
     validation_out_of_memory,
 )
-from yolact.engine.automatic import resolve
+from yolact.engine.automatic import loader_processes, resolve
 from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.ema import Ema
@@ -160,7 +160,7 @@ class Trainer:
             data,
             self.config,
             params.model.image_size,
-            workers=self.runtime.workers,
+            workers=loader_processes(self.runtime.workers),
             pin=self.device.type == "cuda",
             keep_aspect_ratio=params.model.keep_aspect_ratio,
             rank=self.world.rank,

@@ -45,6 +45,7 @@ from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.devices import choose_device, prepare_device
 from yolact.engine.advice import OutOfMemoryError
+from yolact.engine.automatic import loader_processes
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.files import write_json_atomic
@@ -374,7 +375,7 @@ def _loader_speed(params: Params) -> float:
         data,
         params.train,
         params.model.image_size,
-        workers=params.runtime.workers,
+        workers=loader_processes(params.runtime.workers),
         pin=torch.cuda.is_available(),
         keep_aspect_ratio=params.model.keep_aspect_ratio,
     )

@@ -44,8 +44,7 @@ from components.evaluate import step as evaluate
 from components.promote import step as promote
 from components.register import step as register
 from components.train import training
-from yolact.engine.interrupts import EX_TEMPFAIL
-from yolact.errors import SettingsError
+from yolact.errors import EX_TEMPFAIL, SettingsError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact_bench.studies import serving

@@ -19,7 +19,7 @@ from yolact_ops.sources.local import files_below
 from yolact_ops.sources.state import State, content_hash
 from yolact_ops.sources.tracked import fetch_tracked
 from yolact_ops.transfer.disk import file_digest
-from yolact_ops.transfer.download import DownloadError
+from yolact_ops.transfer.download import DownloadError, ServerUnavailableError
 
 GIT_TIMEOUT = 300.0
 """Timeout for a server to list its branches and tags, seconds."""
@@ -59,7 +59,7 @@ class DvcPath:
         except DataError:
             raise
         except Exception as error:  # DVC, git and each kind of storage have their own exception types
-            raise DownloadError(
+            raise ServerUnavailableError(
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
                 "(`dvc push` there) to a remote that this machine can read. Run it again: fetched files are kept."
             ) from None
@@ -82,14 +82,14 @@ class DvcPath:
                     command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT, env=environment
                 )
         except subprocess.TimeoutExpired:
-            raise DownloadError(
+            raise ServerUnavailableError(
                 f"data.source: {self}: the repository's server did not answer in {GIT_TIMEOUT:g} s. Check the address "
                 "and the network, and run it again."
             ) from None
         except OSError as error:
             raise DownloadError(f"data.source: {self}: git cannot be run ({error}). Install it.") from None
         if done.returncode:
-            raise DownloadError(
+            raise ServerUnavailableError(
                 f"data.source: {self}: git cannot read the repository: {redact(done.stderr).strip()}. Check its "
                 "address, and that this machine may read it."
             )

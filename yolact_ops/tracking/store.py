@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact.errors import YolactError
+from yolact.errors import EX_UNAVAILABLE, YolactError
 from yolact_ops.lineage.redaction import redact, without_credentials
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class TrackingError(YolactError):
 
 class StoreUnavailableError(TrackingError):
     """The tracking or artifact store cannot be reached, or has a problem that may be temporary."""
+
+    exit_code = EX_UNAVAILABLE
 
 
 class Failure(Enum):

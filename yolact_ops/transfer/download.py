@@ -19,7 +19,7 @@ import requests  # type: ignore[import-untyped]
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
-from yolact.errors import DataError
+from yolact.errors import EX_UNAVAILABLE, DataError
 from yolact.files import write_json_atomic
 from yolact_ops.lineage.redaction import without_credentials
 from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
@@ -41,9 +41,18 @@ TIMEOUT = (10, 60)
 PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 """HTTP status codes after which a retry may succeed (RFC 9110 section 15, RFC 6585, RFC 8470)."""
 
+_FINAL = (requests.exceptions.SSLError, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)
+"""Failed requests after which a retry would not help."""
+
 
 class DownloadError(DataError):
     """A file could not be fetched; names the address, the reason and the fix. Received bytes are kept."""
+
+
+class ServerUnavailableError(DownloadError):
+    """The reason is a server that cannot be reached, breaks off or has a problem: a retry may succeed."""
+
+    exit_code = EX_UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,15 @@ def fetch_file(urls: Sequence[str], target: Path, known: KnownFile | None = None
         Whether anything was fetched.
 
     Raises:
-        DownloadError: no address gave the file, or it is not the expected one.
+        DownloadError: no address gave the file, or it is not the expected one; `ServerUnavailableError` if a server
+            was unavailable.
         DataError: the disk is too full.
     """
     record = _read_json(_record_path(target))
     held = target.is_file() and target.stat().st_size == record.get("size")
     if held and known is not None and record.get("md5") == known.md5:
         return False
-    failures = []
+    failures: list[DownloadError] = []
     for url in urls:
         try:
             if held and known is None and record.get("url") == without_credentials(url):
@@ -108,10 +118,11 @@ def fetch_file(urls: Sequence[str], target: Path, known: KnownFile | None = None
             _fetch(url, target, known)
             return True
         except DownloadError as error:
-            failures.append(str(error))
+            failures.append(error)
             if len(urls) > len(failures):
                 log.warning("%s Trying the next address.", error)
-    raise DownloadError("\n".join(failures))
+    kind = next((type(error) for error in failures if isinstance(error, ServerUnavailableError)), DownloadError)
+    raise kind("\n".join(map(str, failures)))
 
 
 def ask_version(url: str) -> Version:
@@ -124,10 +135,13 @@ def ask_version(url: str) -> Version:
         # Not HEAD: addresses signed for GET refuse it.
         with requests.get(url, headers=_headers(), stream=True, timeout=TIMEOUT) as response:
             if response.status_code != requests.codes.ok:
-                raise DownloadError(_status_message(url, response))
+                kind = ServerUnavailableError if response.status_code in PASSING_STATUS else DownloadError
+                raise kind(_status_message(url, response))
             return _version(response)
-    except (requests.RequestException, ValueError) as error:
+    except (*_FINAL, ValueError) as error:
         raise DownloadError(_unreachable(url, error)) from None
+    except requests.RequestException as error:
+        raise ServerUnavailableError(_unreachable(url, error)) from None
 
 
 def _fetch(url: str, target: Path, known: KnownFile | None) -> None:
@@ -144,7 +158,7 @@ def _fetch(url: str, target: Path, known: KnownFile | None) -> None:
             failed = 1 if _size(part) > before else failed + 1
             if failed >= MAX_TRIES:
                 kept = f" The {_size(part):,} received bytes are kept: run it again to resume." if _size(part) else ""
-                raise DownloadError(
+                raise ServerUnavailableError(
                     f"{without_credentials(url)}: {error} (tried {failed} times in a row).{kept}"
                 ) from None
             pause = max(FIRST_PAUSE * 2 ** (failed - 1), error.pause)
@@ -194,7 +208,7 @@ def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
             write_json_atomic(_part_record(part), saved)
             _append(response, part, held, version.size)
             return version
-    except (requests.exceptions.SSLError, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+    except _FINAL as error:
         raise DownloadError(_unreachable(url, error)) from None
     except requests.RequestException as error:
         raise _InterruptedError(_reason(error)) from None

@@ -32,8 +32,8 @@ from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from yolact.data.shards import Part
-from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError
-from yolact_ops.transfer.storage import THREADS, BrokenBodyError, S3Address, explain, make_client
+from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES
+from yolact_ops.transfer.storage import THREADS, BrokenBodyError, S3Address, download_error, make_client
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class _Connection:
                     time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
             return self._request(address, span)
         except (ClientError, BotoCoreError, HTTPError, OSError) as error:
-            raise DownloadError(explain(error, address, self._client)) from None
+            raise download_error(error, address, self._client) from None
 
     def _request_signed(self, address: S3Address, span: str) -> bytes | None:
         """The range by a signed address; None if it is refused or the connection breaks: `_request` finds out why."""

@@ -43,7 +43,7 @@ from yolact.files import remove_others, write_text_atomic
 from yolact_ops.lineage.redaction import without_credentials
 from yolact_ops.transfer.archives import is_junk, safe_name
 from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
-from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError
+from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError, ServerUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 ETAG_OF_MD5 = re.compile(r"[0-9a-f]{32}(-(?P<parts>[1-9][0-9]{0,4}))?")
 """ETags made from MD5s; the number is the upload's number of parts, at most 10,000."""
+
+_KEYS_REFUSED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken")
+"""Codes of answers to access keys that the server does not accept."""
 
 BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError, HTTPError, OSError)
 """Exceptions of a connection that breaks while a body is read."""
@@ -128,7 +131,7 @@ def list_objects(client: Any, address: S3Address) -> list[S3Object]:
     try:
         listed = list(_list(client, address))
     except (ClientError, BotoCoreError, OSError, ValueError) as error:
-        raise DownloadError(explain(error, address, client)) from None
+        raise download_error(error, address, client) from None
     folder = f"{address.key}/" if address.key else ""
     objects = []
     for entry in listed:
@@ -185,6 +188,12 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
     return total - done
 
 
+def download_error(error: BaseException, address: S3Address, client: Any) -> DownloadError:
+    """The error for a failed request; `ServerUnavailableError` if a retry may succeed."""
+    kind = ServerUnavailableError if _may_pass(error) else DownloadError
+    return kind(explain(error, address, client))
+
+
 def explain(error: BaseException, address: S3Address, client: Any) -> str:
     """Describe what failed in a request, where, and how to fix it."""
     where = f"{address} ({_server(client)})"
@@ -200,12 +209,25 @@ def explain(error: BaseException, address: S3Address, client: Any) -> str:
     return f"{where}: {error}. Check the address and the AWS settings."
 
 
-def _explain_answer(error: ClientError, address: S3Address) -> str:
+def _may_pass(error: BaseException) -> bool:
+    """Whether a retry may succeed: the server cannot be reached or has a problem, or a file changed meanwhile."""
+    if isinstance(error, ClientError):
+        code, status = _answer(error)
+        return status != 403 and code not in ("NoSuchBucket", "AccessDenied", *_KEYS_REFUSED)
+    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | HTTPError | OSError)
+
+
+def _answer(error: ClientError) -> tuple[str, int | None]:
+    """Code of the error and HTTP status of the server's answer."""
     code = str(error.response.get("Error", {}).get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def _explain_answer(error: ClientError, address: S3Address) -> str:
+    code, status = _answer(error)
     if code == "NoSuchBucket":
         return f"there is no bucket {address.bucket!r}. Check the name and AWS_ENDPOINT_URL."
-    if code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken"):
+    if code in _KEYS_REFUSED:
         return f"the server does not accept the keys ({code}). Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     if code == "AccessDenied" or status == 403:
         return "access is refused. Check the keys, and whether they may list and read this bucket."
@@ -436,7 +458,7 @@ def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqd
     except (ClientError, BotoCoreError, HTTPError, OSError) as error:
         if is_disk_error(error):
             raise
-        raise DownloadError(explain(error, address, client)) from None
+        raise download_error(error, address, client) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

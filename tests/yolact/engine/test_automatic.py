@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.small_networks import tiny_config
 from tests.yolact.engine.runs import small_params, trainer_on
-from yolact.engine.automatic import automatic_epochs, resolve
+from yolact.engine.automatic import automatic_epochs, loader_processes, resolve
 from yolact.models.published import PUBLISHED_MODELS
 
 
@@ -75,3 +75,13 @@ def test_a_trainer_chooses_by_the_number_of_its_images_and_keeps_the_choice(
     assert sum(f"train.epochs: auto: {epochs} epochs for 8 training images" in line for line in caplog.messages) == 1
     saved = trainer._state(finished=False).settings["train"]
     assert (saved["epochs"], saved["freeze"]) == (epochs, "stage2")
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 2), (16, 1, 8), (16, 4, 4), (2, 4, 1)])
+def test_loader_processes_follow_the_cores(
+    cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolact.engine.automatic.usable_cpus", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert loader_processes("auto") == workers
+    assert (loader_processes(0), loader_processes(20)) == (0, 20)

@@ -14,6 +14,7 @@ import pytest
 from tests.servers.certificates import make_certificate
 from tests.servers.servers import CuttingProxy, free_port, s3_server, use_s3
 from yolact.data.shards import Part
+from yolact.errors import EX_UNAVAILABLE
 from yolact_ops.transfer import shard_reader
 from yolact_ops.transfer.download import DownloadError
 from yolact_ops.transfer.shard_reader import S3Shards
@@ -162,12 +163,12 @@ def test_requests_go_through_a_proxy(server: str, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "address", "said"),
+    ("variable", "value", "address", "said", "code"),
     [
-        ("AWS_SECRET_ACCESS_KEY", "wrong", ADDRESS, "the server does not accept the keys"),
-        ("AWS_ENDPOINT_URL", "http://127.0.0.1:{port}", ADDRESS, "the server cannot be reached"),
-        ("AWS_REGION", "us-east-1", "s3://nowhere/shards", "there is no bucket 'nowhere'"),
-        ("AWS_REGION", "us-east-1", "s3://bucket/elsewhere", "s3://bucket/elsewhere/train-000000.tar"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", ADDRESS, "the server does not accept the keys", 1),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:{port}", ADDRESS, "the server cannot be reached", EX_UNAVAILABLE),
+        ("AWS_REGION", "us-east-1", "s3://nowhere/shards", "there is no bucket 'nowhere'", 1),
+        ("AWS_REGION", "us-east-1", "s3://bucket/elsewhere", "s3://bucket/elsewhere/train-000000.tar", EX_UNAVAILABLE),
     ],
 )
 def test_a_refusal_is_explained(
@@ -178,7 +179,9 @@ def test_a_refusal_is_explained(
     value: str,
     address: str,
     said: str,
+    code: int,
 ) -> None:
     monkeypatch.setenv(variable, value.format(port=free_port()))
-    with pytest.raises(DownloadError, match=said):
+    with pytest.raises(DownloadError, match=said) as refused:
         S3Shards(address, tmp_path, NO_LIMIT).read(PARTS[0])
+    assert refused.value.exit_code == code
