@@ -34,6 +34,9 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path, reference: st
     """
     if reference is not None:
         write_reference(raw_dir, reference)
+        log.info(
+            "%s: a reference is in %s; each task that reads it fetches it", shown_source(params.data.source), raw_dir
+        )
         return
     bring(params, raw_dir, downloads_dir)
     files = [path for path in raw_dir.rglob("*") if path.is_file()]

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from kfp.dsl import Dataset
 
-from components.ingest import step
+from components.ingest import display, step
 from components.ingest.step import run as run_step
 from yolact.errors import DataError
 from yolact_ops.settings.params import Params
@@ -159,6 +160,19 @@ def test_the_summary_counts_files_and_bytes(
         run(with_source(params, source), raw_dir=tmp_path / "raw")
     (line,) = [record.getMessage() for record in caplog.records if record.name == step.__name__]
     assert f"{source}: {len(SOURCE_FILES)} files, {sum(map(len, SOURCE_FILES.values()))} bytes" in line
+
+
+@pytest.mark.parametrize("reference", [None, "abc"])
+def test_kubeflow_shows_the_size_of_files_but_none_of_a_reference(
+    params: Params, source: Path, tmp_path: Path, reference: str | None
+) -> None:
+    raw = Dataset(uri=str(tmp_path / "raw"), metadata={})
+    given = with_source(params, source)
+    run_step(given, raw_dir=Path(raw.path), downloads_dir=tmp_path / "downloads", reference=reference)
+    display.describe(raw, given, "abc")
+    shown = {"source": str(source), "fingerprint": "abc"}
+    sizes = [len(content) for content in contents(tmp_path / "raw").values()]
+    assert raw.metadata == shown | ({"by_reference": True} if reference else {"files": len(sizes), "bytes": sum(sizes)})
 
 
 def test_a_missing_source_is_named_with_what_is_supported(params: Params, tmp_path: Path) -> None:

@@ -257,6 +257,8 @@ def test_everything_can_be_done_by_keyboard(page: Any, tmp_path: Path) -> None:
                 return
         raise AssertionError(f"Tab does not reach {selector}")
 
+    # Playwright takes over file choosers from the first listener on, but does not wait until the browser does so.
+    page.on("filechooser", lambda _: None)
     page.locator("#examples li:nth-child(2) button").wait_for()  # until then the scripts may not listen yet
     tab_to("#pick")
     with page.expect_file_chooser() as chooser:
