@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ import torch
 from yolact.errors import SettingsError
 
 log = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of mallopt(3), from glibc's malloc.h."""
 
 _computing_process: int | None = None
 """Id of the process that last predicted; a forked child inherits its parent's."""
@@ -46,12 +51,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_device(device: torch.device, *, deterministic: bool) -> None:
-    """Configure PyTorch for training on a GPU; does nothing on other devices.
+    """Configure this process for training.
 
-    float32 convolutions and matrix products use TF32 tensor cores (10 bits of mantissa), which does not affect training
-    results noticeably. cuDNN benchmarks its algorithms for each input size, unless ``deterministic``: then PyTorch uses
-    deterministic algorithms, and warns about operations that have none.
+    On a CPU, the C library keeps freed memory for the next step, see `_keep_freed_memory`. On a GPU, float32
+    convolutions and matrix products use TF32 tensor cores (10 bits of mantissa), which does not affect training
+    results noticeably. cuDNN benchmarks its algorithms for each input size, unless ``deterministic``: then PyTorch
+    uses deterministic algorithms, and warns about operations that have none.
     """
+    if device.type == "cpu":
+        _keep_freed_memory()
     if device.type != "cuda":
         return
     torch.set_float32_matmul_precision("high")
@@ -60,6 +68,18 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS for deterministic results
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse freed memory instead of returning it to the kernel; does nothing with other C libraries.
+
+    The kernel clears returned pages, and each training step needs them again. With glibc's own limits that took a tenth
+    of the CPU time of a step (docs/benchmarks.md, "A training step on a CPU"); without, the peak is 5 % higher.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,28 @@ def test_digits_depend_on_the_threads_and_not_on_the_cores(repository: Path) -> 
     rows = [line.split() for line in outputs[0].splitlines()]
     assert [used for used, _ in rows] == ["1", "2", "3"]
     assert len({digest for _, digest in rows}) == 3  # otherwise this shows nothing
+
+
+FAULTS = """
+import resource, sys
+import torch
+from yolact.devices import prepare_device
+
+if sys.argv[1] == "prepared":
+    prepare_device(torch.device("cpu"), deterministic=False)
+for size in (80 << 20, 64 << 20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size, dtype=torch.uint8)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the limits are glibc's")
+@pytest.mark.parametrize(("how", "again"), [("prepared", False), ("as it is", True)])
+def test_a_prepared_process_gets_freed_memory_without_page_faults(repository: Path, how: str, again: bool) -> None:
+    command = [sys.executable, "-c", FAULTS, how]
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert first > 1000
+    assert (second > first / 2) is again

@@ -58,7 +58,6 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "atss": ("train.loss.assignment=atss",),
     "iou_scores": ("train.loss.class_targets=iou",),
-    "giou": ("train.loss.box=giou", IOU_WEIGHT),
     "dice": ("train.loss.mask_dice=1",),
     "layer_decay": ("train.layer_decay=0.15",),
     "ema": ("train.ema_decay=0.998",),
@@ -73,6 +72,7 @@ GOES_WITH = {"train.optimizer": "train.lr"}
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "mosaic": ("train.augment.mosaic=0.5",),
+    "giou": ("train.loss.box=giou", IOU_WEIGHT),
     "ciou": ("train.loss.box=ciou", IOU_WEIGHT),
     "double_masks": ("train.loss.mask_upsampling=2",),
     "no_norm_decay": ("train.decay_norms=false",),
