@@ -26,7 +26,7 @@ from components.train.trainjob_client import CONTAINER, RUNTIME
 from pipelines.config import load_cluster
 from serving.settings import ServerSettings
 from tests.servers.servers import free_port, s3_server
-from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, YolactError
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, YolactError
 from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"
@@ -359,7 +359,7 @@ def test_only_an_error_of_the_user_ends_all_nodes_at_once(manifests: list[Manife
     assert (of_pods["action"], of_jobs["action"]) == ("FailJob", "FailJobSet")
     assert of_jobs["onJobFailureReasons"] == ["PodFailurePolicy"]
     assert of_pods["onExitCodes"] == {"containerName": CONTAINER, "operator": "In", "values": [YolactError.exit_code]}
-    tried_again = {EX_SOFTWARE, EX_TEMPFAIL, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
+    tried_again = {EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
     assert not tried_again & set(of_pods["onExitCodes"]["values"])
 
 

@@ -73,8 +73,8 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc reuse freed memory instead of returning it to the kernel; does nothing with other C libraries.
 
-    The kernel clears returned pages, and each training step needs them again: up to a tenth of a step. In exchange the
-    peak of memory is 5 % higher (docs/benchmarks.md, "A training step on a CPU").
+    The kernel clears returned pages, and each training step needs them again: up to an eighth of a step. In exchange
+    the peak of memory is 5 % higher (docs/benchmarks.md, "A training step on a CPU"). Child processes inherit this.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 EX_UNAVAILABLE = 69
-"""Exit code (sysexits.h) when a server or a download is unavailable: the same command may succeed later."""
+"""Exit code (sysexits.h) when a server is unavailable: the same command may succeed later."""
 
 EX_SOFTWARE = 70
 """Exit code (sysexits.h) of a crash: an unexpected exception, or a killed loader process."""

@@ -460,8 +460,8 @@ class RuntimeConfig(Section):
     the process may use cores, and processes on one machine share them. The last digits of results on a CPU depend on
     it."""
     workers: Annotated[int | Literal["auto"], _auto_or_at_least(0)]
-    """Loader processes of each training process; 0 loads in the training process. ``auto``: one for each core that the
-    training process may use, 8 at most. Results do not depend on it."""
+    """Loader processes of each training process; 0 loads in the training process. ``auto``: one for each
+    thread that the training process computes with, 8 at most. Results do not depend on it."""
     shards: Annotated[str, Field(pattern=r"^(local|s3://[^/]+(/.+)?)$")]
     """``local``: images are read next to the annotations. ``s3://bucket/prefix``: a copy of the folder ``shards`` of
     the processed data, from which images are read one by one."""

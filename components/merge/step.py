@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from yolact.errors import DataError
@@ -98,6 +99,6 @@ def _upload(folder: Path, address: S3Address) -> None:
     try:
         for name in FILES:
             client.upload_file(str(folder / name), address.bucket, "/".join(filter(None, (address.key, name))))
-    except (ClientError, BotoCoreError, OSError) as error:
+    except (Boto3Error, ClientError, BotoCoreError, OSError) as error:
         raise download_error(error, address, client) from None
     log.info("uploaded to %s", address)

@@ -14,7 +14,7 @@ import torch
 from components.train.supervisor import SHELL_SIGNAL
 from yolact.distributed import PeerError
 from yolact.engine.interrupts import InterruptedRunError
-from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, DataError, SettingsError, YolactError
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, DataError, SettingsError, YolactError
 from yolact.settings import RuntimeConfig
 from yolact_ops.commands.container import share_threads
 
@@ -96,7 +96,9 @@ def _is_asked_to_stop() -> bool:
 def _place(code: int) -> int:
     """Place of an exit code among those of processes that ended together: the lowest is the reason."""
     if code == -signal.SIGTERM:  # from the launcher, for those that were left
-        return 3
+        return 4
     if code == EX_TEMPFAIL:
+        return 3
+    if code < 0 or code == EX_SOFTWARE:
         return 2
-    return 1 if code < 0 or code == EX_SOFTWARE else 0
+    return 1 if code == EX_UNAVAILABLE else 0

@@ -23,8 +23,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from yolact.engine.checkpoint import MIRROR_FOLDER
-from yolact.errors import YolactError
+from yolact.errors import EX_UNAVAILABLE, YolactError
 from yolact_ops.lineage.redaction import redact
+from yolact_ops.transfer.storage import may_pass
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ _CALM = Config(connect_timeout=20, read_timeout=60, retries={"max_attempts": 5, 
 
 class MirrorError(YolactError):
     """The bucket cannot be read at the start of a run; names it and how to fix it."""
+
+    def __init__(self, message: str, exit_code: int = YolactError.exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ class S3Mirror:
         except _FAILURES as error:
             raise MirrorError(
                 f"runtime.checkpoint_mirror: {self.address} cannot be read: {redact(str(error))}. Check its name, the "
-                "credentials and AWS_ENDPOINT_URL_S3, or set runtime.checkpoint_mirror: none"
+                "credentials and AWS_ENDPOINT_URL_S3, or set runtime.checkpoint_mirror: none",
+                EX_UNAVAILABLE if may_pass(error) else YolactError.exit_code,
             ) from error
         if names:
             log.info("%d files of the run's checkpoints were restored from %s", len(names), self.address)

@@ -16,7 +16,7 @@ from components.train import node
 from components.train.kubernetes_calls import INSTALL, TIMEOUT, Calls, NodesError, RefusedError, StillRunsError
 from components.train.nodes import Nodes
 from components.train.pod_log import PodLog
-from yolact.errors import EX_SOFTWARE, SettingsError, YolactError
+from yolact.errors import EX_SOFTWARE, EX_UNAVAILABLE, SettingsError, YolactError
 from yolact.files import write_text_atomic
 from yolact_ops.lineage.variables import PIPELINE_RUN_VARIABLE
 
@@ -297,7 +297,7 @@ class TrainJob:
         said = f"{whose} last lines:{lines}" if lines else f"{whose} log is empty"
         return NodesError(
             f"TrainJob {self.name} failed: {failure.get('message') or failure.get('reason')}. {what}; {said}",
-            code if code == YolactError.exit_code else EX_SOFTWARE,
+            code if code in (YolactError.exit_code, EX_UNAVAILABLE) else EX_SOFTWARE,
         )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pipelines.spec import Request
 from pipelines.status.nodes import Node
-from yolact.errors import EX_SOFTWARE, EX_UNAVAILABLE
+from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def _free_node(found: re.Match[str], request: Request) -> str:
     return f"a node with {', '.join(wanted) or 'enough free resources'}"
 
 
-_MAY_PASS = {f"exit status {code}" for code in (EX_SOFTWARE, EX_UNAVAILABLE)}
-"""How steps end whose failure need not come again: a crash, or another server was away."""
+_MAY_PASS = {f"exit status {code}" for code in (EX_SOFTWARE, EX_UNAVAILABLE, EX_TEMPFAIL)}
+"""How steps end whose failure need not come again: a crash, another server was away, a request to stop."""
 
 _WAITING = (
     _Rule(r"^SchedulingGated", lambda *_: "its turn in Kueue's queue (`kubectl get workloads`)"),

@@ -14,8 +14,9 @@ import boto3
 import pytest
 
 from components.train.mirror import MirrorError, S3Mirror
-from tests.servers.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, free_port, s3_server
 from yolact.engine.checkpoint import MIRROR_FOLDER, CheckpointStore, TrainingState, digest_of
+from yolact.errors import EX_UNAVAILABLE
 
 RUN = "0123456789abcdef" * 4
 
@@ -124,9 +125,16 @@ def test_training_does_not_wait_for_an_upload(folder: Path, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("environment")
 def test_a_bucket_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(MirrorError, match=r"runtime\.checkpoint_mirror: s3://runs/five/.* cannot be read"):
+    said = r"runtime\.checkpoint_mirror: s3://runs/five/.* cannot be read"
+    with monkeypatch.context() as wrong:
+        wrong.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(MirrorError, match=said) as refused:
+            S3Mirror("s3://runs/five", RUN).fetch(tmp_path)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(MirrorError, match=said) as away:
         S3Mirror("s3://runs/five", RUN).fetch(tmp_path)
+    assert (refused.value.exit_code, away.value.exit_code) == (1, EX_UNAVAILABLE)
 
 
 def test_a_missing_checkpoint_is_skipped(environment: None, folder: Path, caplog: pytest.LogCaptureFixture) -> None:

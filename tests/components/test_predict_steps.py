@@ -17,13 +17,14 @@ from PIL import Image
 from components.merge import step as merge
 from components.predict import step as predict
 from components.split import step as split
-from tests.servers.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, free_port, s3_server
 from tests.small_networks import tiny_config
-from yolact.errors import DataError, SettingsError
+from yolact.errors import EX_UNAVAILABLE, DataError, SettingsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION
 from yolact_ops.batch_prediction.plan import Plan
+from yolact_ops.transfer.download import DownloadError
 from yolact_ops.transfer.storage import S3Address
 
 CLASSES = ["cat", "dog"]
@@ -147,6 +148,25 @@ def test_the_number_of_shards_changes_nothing(model_dir: Path, tmp_path: Path, b
     for one, other in zip(rows[1], rows[7], strict=True):
         assert one["image_id"] == other["image_id"]
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_failed_upload_is_named(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool) -> None:
+    plan = tmp_path / "plan.json"
+    results = predicted(model_dir, plan, split.run(images="s3://bucket/images", shards=1, plan_path=plan))
+    if away:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    else:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(DownloadError, match="cannot be reached" if away else "does not accept the keys") as failed:
+        merge.run(
+            model_dir=model_dir,
+            plan_path=plan,
+            results=results,
+            output_dir=tmp_path / "out",
+            destination="s3://bucket/found",
+        )
+    assert failed.value.exit_code == (EX_UNAVAILABLE if away else 1)
 
 
 def test_rotated_images_are_turned_upright_and_broken_ones_are_listed(model_dir: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def end_of(server: TrainerServer, index: int, code: int, second: int) -> None:
     status["containerStatuses"][0]["state"] = {"terminated": ended}
 
 
-@pytest.mark.parametrize(("code", "expected"), [(1, 1), (70, 70), (137, 70)])
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (69, 69), (70, 70), (137, 70)])
 def test_a_failure_says_why_with_the_last_lines_of_rank_0(
     server: TrainerServer, folder: Path, params: Params, code: int, expected: int
 ) -> None:

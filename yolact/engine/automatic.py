@@ -7,6 +7,8 @@ import math
 import os
 from typing import Literal
 
+import torch
+
 from yolact.limits import usable_cpus
 from yolact.settings import ModelConfig, TrainConfig
 
@@ -83,11 +85,14 @@ def automatic_freeze(model: ModelConfig, images: int) -> tuple[str, str]:
 
 
 def loader_processes(workers: int | Literal["auto"]) -> int:
-    """The number of loader processes, with one for each core of this process for ``auto``, `MOST_WORKERS` at most.
+    """The number of loader processes; for ``auto`` one for each thread that this process computes with, `MOST_WORKERS`
+    at most.
 
-    Processes that torchrun has started on one machine (``LOCAL_WORLD_SIZE``) share its cores.
+    Processes that torchrun has started on one machine (``LOCAL_WORLD_SIZE``) share its cores: torchrun gives each only
+    one thread.
     """
     if workers != "auto":
         return workers
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(max(usable_cpus() // processes, 1), MOST_WORKERS)
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    cores = usable_cpus() // int(processes) if processes else min(usable_cpus(), torch.get_num_threads())
+    return min(max(cores, 1), MOST_WORKERS)

@@ -107,7 +107,7 @@ def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None
         ground_truth, rows = read_evaluation(client, run_id)
     except TrackingError as error:
         state = {"RUNNING": "is still running", "FINISHED": "is finished"}.get(status, f"ended as {status}")
-        raise TrackingError(f"run {name} {state}; its evaluation cannot be read.\n{error}") from error
+        raise type(error)(f"run {name} {state}; its evaluation cannot be read.\n{error}") from error
     report, tags = _read_report(client, run_id), run.data.tags
     commit = tags.get("git_commit", "")[:SHORT] + ("*" if tags.get("git_dirty") == "true" else "")
     facts = {

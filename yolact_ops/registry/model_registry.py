@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import requests  # type: ignore[import-untyped]
 
-from yolact.errors import YolactError
+from yolact.errors import EX_UNAVAILABLE, YolactError
 
 TOKEN_VARIABLE = "MODEL_REGISTRY_TOKEN"  # noqa: S105 - a variable's name
 """Environment variable with a token for a server behind a gateway."""
@@ -32,6 +32,12 @@ Tree = dict[str, Any]
 
 class ModelRegistryError(YolactError, RuntimeError):
     """The Model Registry does not answer, refuses, or has entries of others; the message names its address."""
+
+
+class RegistryUnavailableError(ModelRegistryError):
+    """The Model Registry cannot be reached, or has a problem: a retry may succeed."""
+
+    exit_code = EX_UNAVAILABLE
 
 
 class ModelRegistry:
@@ -111,7 +117,7 @@ class ModelRegistry:
         try:
             return self._session.request(method, url, params=query, json=body, timeout=TIMEOUT)
         except requests.RequestException as error:
-            raise ModelRegistryError(
+            raise RegistryUnavailableError(
                 f"the Model Registry at {self.address} does not answer ({type(error).__name__}). Check that it "
                 "runs and that register.model_registry in params.yaml is its address (none: no copy)"
             ) from error
@@ -128,7 +134,8 @@ class ModelRegistry:
             tree = None
         if status >= 300 or not isinstance(tree, dict):
             said = tree.get("message") if isinstance(tree, dict) else answer.text.strip().partition("\n")[0]
-            raise ModelRegistryError(
+            kind = RegistryUnavailableError if status >= 500 else ModelRegistryError
+            raise kind(
                 f"the Model Registry at {self.address} answers {status} to {answer.request.method} "
                 f"{answer.request.path_url}: {str(said)[:300]}"
             )

@@ -67,7 +67,7 @@ def publish(config: RegisterConfig, name: str) -> None:
     try:
         _publish(config, RegisteredModel.open(connect(), name))
     except ModelRegistryError as error:
-        raise ModelRegistryError(
+        raise type(error)(
             f"{error}\nMLflow's registry is complete, only the copy is not. To complete it: yolact publish"
         ) from error
 

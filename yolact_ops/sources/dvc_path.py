@@ -17,12 +17,15 @@ from yolact_ops.sources.access import git_access
 from yolact_ops.sources.downloads import download_folder
 from yolact_ops.sources.local import files_below
 from yolact_ops.sources.state import State, content_hash
-from yolact_ops.sources.tracked import fetch_tracked
+from yolact_ops.sources.tracked import fetch_tracked, may_pass
 from yolact_ops.transfer.disk import file_digest
 from yolact_ops.transfer.download import DownloadError, ServerUnavailableError
 
 GIT_TIMEOUT = 300.0
 """Timeout for a server to list its branches and tags, seconds."""
+
+_NETWORK = re.compile(r"resolve host|[Cc]onnect|timed out|returned error: 5\d\d|hung up|early EOF")
+"""In what git says when a retry may succeed."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ class DvcPath:
         except DataError:
             raise
         except Exception as error:  # DVC, git and each kind of storage have their own exception types
-            raise ServerUnavailableError(
+            kind = ServerUnavailableError if may_pass(error) else DownloadError
+            raise kind(
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
                 "(`dvc push` there) to a remote that this machine can read. Run it again: fetched files are kept."
             ) from None
@@ -89,7 +93,8 @@ class DvcPath:
         except OSError as error:
             raise DownloadError(f"data.source: {self}: git cannot be run ({error}). Install it.") from None
         if done.returncode:
-            raise ServerUnavailableError(
+            kind = ServerUnavailableError if _NETWORK.search(done.stderr) else DownloadError
+            raise kind(
                 f"data.source: {self}: git cannot read the repository: {redact(done.stderr).strip()}. Check its "
                 "address, and that this machine may read it."
             )

@@ -34,7 +34,6 @@ from yolact_ops.tracking.run_record import TRAIN_RUN_TAG, FoundRun, RunRecord, w
 from yolact_ops.tracking.sender import JournalSender
 from yolact_ops.tracking.store import (
     StoreUnavailableError,
-    TrackingError,
     connect,
     default_environment,
     new_client,
@@ -171,7 +170,7 @@ def _working(
         finally:
             sender.close()
         if needs_store and not journal.is_taken:
-            raise TrackingError(
+            raise StoreUnavailableError(
                 f"{shown_uri()} did not receive everything of run {run.record.run_id}, which this step needs before it "
                 "ends. Run it again when the server and its artifact store work."
             )

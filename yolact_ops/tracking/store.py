@@ -64,10 +64,20 @@ def failure_of(error: BaseException) -> Failure:
         if status in (408, 429) or status >= 500:
             return Failure.UNAVAILABLE
         return Failure.INVALID if status in (400, 409, 413, 422) else Failure.REFUSED
-    from botocore.exceptions import BotoCoreError
-    from requests import RequestException  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+    from requests.exceptions import (  # type: ignore[import-untyped]
+        InvalidSchema,
+        InvalidURL,
+        MissingSchema,
+        RequestException,
+        SSLError,
+    )
     from sqlalchemy.exc import DBAPIError
 
+    if isinstance(
+        error, NoCredentialsError | PartialCredentialsError | SSLError | InvalidSchema | InvalidURL | MissingSchema
+    ):
+        return Failure.REFUSED
     unavailable = isinstance(error, RequestException | BotoCoreError | DBAPIError | OSError)
     return Failure.UNAVAILABLE if unavailable else Failure.REFUSED
 
@@ -77,7 +87,7 @@ def _http_status(error: BaseException) -> int | None:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError
     from mlflow.exceptions import MlflowException
-    from requests import HTTPError
+    from requests.exceptions import HTTPError
 
     if isinstance(error, MlflowException):
         return int(error.get_http_status_code())
@@ -109,7 +119,7 @@ def store_errors() -> tuple[type[Exception], ...]:
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
-    from requests import RequestException
+    from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, RequestException, Boto3Error, BotoCoreError, ClientError, ImportError)

@@ -138,6 +138,8 @@ def ask_version(url: str) -> Version:
                 kind = ServerUnavailableError if response.status_code in PASSING_STATUS else DownloadError
                 raise kind(_status_message(url, response))
             return _version(response)
+    except DownloadError:
+        raise
     except (*_FINAL, ValueError) as error:
         raise DownloadError(_unreachable(url, error)) from None
     except requests.RequestException as error:

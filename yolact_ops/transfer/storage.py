@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -34,6 +35,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSLError,
 )
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
@@ -190,8 +192,26 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
 
 def download_error(error: BaseException, address: S3Address, client: Any) -> DownloadError:
     """The error for a failed request; `ServerUnavailableError` if a retry may succeed."""
-    kind = ServerUnavailableError if _may_pass(error) else DownloadError
-    return kind(explain(error, address, client))
+    kind = ServerUnavailableError if may_pass(error) else DownloadError
+    return kind(explain(_unwrapped(error), address, client))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a failed request may succeed later: the server cannot be reached, breaks off or has a problem, or the
+    file changed meanwhile."""
+    error = _unwrapped(error)
+    if isinstance(error, ClientError):
+        code, status = _answer(error)
+        return status is None or status >= 500 or status in (408, 409, 412, 429) or code == "RequestTimeout"
+    if isinstance(error, SSLError | FileNotFoundError | PermissionError) or is_disk_error(error):
+        return False
+    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | HTTPError | OSError)
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The error of the request, in which boto3's transfers of files wrap it."""
+    inner = error.__cause__ or error.__context__
+    return inner if isinstance(error, Boto3Error) and inner is not None else error
 
 
 def explain(error: BaseException, address: S3Address, client: Any) -> str:
@@ -207,14 +227,6 @@ def explain(error: BaseException, address: S3Address, client: Any) -> str:
         case ClientError():
             return f"{where}: {_explain_answer(error, address)}"
     return f"{where}: {error}. Check the address and the AWS settings."
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether a retry may succeed: the server cannot be reached or has a problem, or a file changed meanwhile."""
-    if isinstance(error, ClientError):
-        code, status = _answer(error)
-        return status != 403 and code not in ("NoSuchBucket", "AccessDenied", *_KEYS_REFUSED)
-    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | HTTPError | OSError)
 
 
 def _answer(error: ClientError) -> tuple[str, int | None]:
@@ -469,7 +481,7 @@ def _require_all(address: S3Address, missing: Sequence[S3Object], journal: _Jour
     for item in lost:
         journal.forget(item)
     if lost:
-        raise DownloadError(
+        raise ServerUnavailableError(
             f"s3://{address.bucket}/{lost[0].key}: the record of received files was wrong for {len(lost)} files, "
             "and was removed. Run it again: they are fetched again."
         )

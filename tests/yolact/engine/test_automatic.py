@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,11 +78,25 @@ def test_a_trainer_chooses_by_the_number_of_its_images_and_keeps_the_choice(
     assert (saved["epochs"], saved["freeze"]) == (epochs, "stage2")
 
 
-@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 2), (16, 1, 8), (16, 4, 4), (2, 4, 1)])
+@pytest.mark.parametrize(
+    ("cores", "threads", "processes", "workers"),
+    [
+        (1, 1, None, 1),
+        (2, 2, None, 2),
+        (16, 16, None, 8),
+        (16, 4, None, 4),
+        (4, 8, None, 4),
+        (16, 1, 4, 4),
+        (2, 1, 4, 1),
+    ],
+)
 def test_loader_processes_follow_the_cores(
-    cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, threads: int, processes: int | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("yolact.engine.automatic.usable_cpus", lambda: cores)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert loader_processes("auto") == workers
     assert (loader_processes(0), loader_processes(20)) == (0, 20)

@@ -131,6 +131,7 @@ def test_without_a_password_or_with_a_wrong_one_the_message_says_so(
     with pytest.raises(DownloadError, match="git cannot read the repository") as caught:
         source(server).pinned()
     assert "wrong-password" not in str(caught.value)
+    assert caught.value.exit_code == 1
 
 
 def test_the_password_is_sent_only_to_the_repositorys_server_and_the_users_configuration_is_kept(

@@ -22,7 +22,7 @@ from fsspec.callbacks import Callback
 
 from components.ingest.step import run as run_step
 from components.source import watch
-from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
+from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, free_port, s3_server, serving
 from yolact.errors import DataError, WeightsError
 from yolact.formats import voc
 from yolact.formats.sample import generate_sample
@@ -32,7 +32,7 @@ from yolact_ops.settings.params import Params, load_params
 from yolact_ops.sources import dvc_path, local, raw, tracked, web
 from yolact_ops.sources.tracked import fetch_tracked
 from yolact_ops.transfer import disk, download, storage
-from yolact_ops.transfer.download import DownloadError
+from yolact_ops.transfer.download import DownloadError, ServerUnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -331,10 +331,13 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     assert ingest(f"dvc:{team_repository}#images@v1") == first  # it was fetched before
     with pytest.raises(DownloadError, match=r"no branch, tag or commit 'v3'"):
         ingest(f"dvc:{team_repository}#images@v3")
-    with pytest.raises(DownloadError, match=r"dvc:.*#nothing@v1: .*Check the path and the revision"):
+    with pytest.raises(DownloadError, match=r"dvc:.*#nothing@v1: .*Check the path and the revision") as absent:
         ingest(f"dvc:{team_repository}#nothing@v1")
-    with pytest.raises(DownloadError, match="git cannot read the repository"):
+    with pytest.raises(DownloadError, match="git cannot read the repository") as nowhere:
         ingest(f"dvc:{tmp_path}/nowhere#images@v1")
+    assert absent.value.exit_code == nowhere.value.exit_code == 1
+    with pytest.raises(ServerUnavailableError, match="git cannot read the repository"):
+        ingest(f"dvc:http://127.0.0.1:{free_port()}/set.git#images@v1")
     assert contents(tmp_path / "data/raw") == first
 
 

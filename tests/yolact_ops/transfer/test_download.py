@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.servers.servers import FileServer, free_port, serving
-from yolact.errors import DataError
+from yolact.errors import EX_UNAVAILABLE, DataError
 from yolact_ops.transfer import disk, download
-from yolact_ops.transfer.download import DownloadError, KnownFile, fetch_file
+from yolact_ops.transfer.download import DownloadError, KnownFile, ServerUnavailableError, ask_version, fetch_file
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 OTHER = np.random.default_rng(1).bytes(2_000_000)
@@ -150,7 +150,9 @@ def test_a_temporary_failure_of_the_server_is_retried(server: FileServer, target
 
 def test_a_server_that_keeps_failing_is_given_up_and_received_bytes_are_kept(server: FileServer, target: Path) -> None:
     server.cut_after = [1_000_000, 0, 0, 0, 0, 0]
-    with pytest.raises(DownloadError, match=r"set/voc\.tar: .*tried 5 times in a row.*1,000,000 received bytes"):
+    with pytest.raises(
+        ServerUnavailableError, match=r"set/voc\.tar: .*tried 5 times in a row.*1,000,000 received bytes"
+    ):
         fetch_file([server.url], target)
     assert not target.exists()
     fetch_file([server.url], target)
@@ -165,14 +167,33 @@ def test_a_refusal_is_reported_at_once_without_the_secret_part_of_the_address(
     with pytest.raises(DownloadError, match=fix) as caught:
         fetch_file([server.url], target)
     assert "hidden" not in str(caught.value)
+    assert caught.value.exit_code == 1
     assert len(server.requests) == 1
     assert not target.exists()
 
 
 def test_an_unavailable_server_is_named(target: Path) -> None:
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1.*refuses connections"):
-        fetch_file([f"http://127.0.0.1:{free_port()}/voc.tar"], target)
+    away = f"http://127.0.0.1:{free_port()}/voc.tar"
+    with pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1.*refuses connections"):
+        fetch_file([away], target)
     assert not target.exists()
+    with pytest.raises(ServerUnavailableError, match=r"127\.0\.0\.1.*refuses connections"):
+        ask_version(away)
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_server_is_asked_for_the_version_once(server: FileServer, status: int) -> None:
+    server.statuses = [status]
+    with pytest.raises(DownloadError) as caught:
+        ask_version(server.url)
+    assert str(caught.value).count("http://") == 1
+    assert caught.value.exit_code == (EX_UNAVAILABLE if status == 503 else 1)
+
+
+def test_of_several_addresses_one_that_is_away_counts(server: FileServer, target: Path) -> None:
+    server.statuses = [404]
+    with pytest.raises(ServerUnavailableError, match=r"(?s)404.*refuses connections"):
+        fetch_file([server.url, f"http://127.0.0.1:{free_port()}/voc.tar"], target)
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_kept(server: FileServer, target: Path) -> None:
