@@ -109,7 +109,8 @@ def run(
     Raises:
         DataError: the data is missing or invalid, or a split has no images or no objects.
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
-        WeightsError: the initial weights are unavailable or do not fit.
+        WeightsError: the initial weights do not exist or do not fit.
+        DownloadError: they cannot be downloaded.
         DivergedError: the loss is not finite.
         InterruptedRunError: SIGTERM or SIGINT was received before the end of the training; the next run resumes from
             the checkpoint.
