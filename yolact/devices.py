@@ -51,15 +51,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_device(device: torch.device, *, deterministic: bool) -> None:
-    """Configure this process for training.
+    """Configure PyTorch for training on a GPU; does nothing on other devices.
 
-    On a CPU, the C library keeps freed memory for the next step, see `_keep_freed_memory`. On a GPU, float32
-    convolutions and matrix products use TF32 tensor cores (10 bits of mantissa), which does not affect training
-    results noticeably. cuDNN benchmarks its algorithms for each input size, unless ``deterministic``: then PyTorch
-    uses deterministic algorithms, and warns about operations that have none.
+    float32 convolutions and matrix products use TF32 tensor cores (10 bits of mantissa), which does not affect training
+    results noticeably. cuDNN benchmarks its algorithms for each input size, unless ``deterministic``: then PyTorch uses
+    deterministic algorithms, and warns about operations that have none.
     """
-    if device.type == "cpu":
-        _keep_freed_memory()
     if device.type != "cuda":
         return
     torch.set_float32_matmul_precision("high")
@@ -70,8 +67,9 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc reuse freed memory instead of returning it to the kernel; does nothing with other C libraries.
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed memory instead of returning it to the kernel; does nothing with other C libraries. For a
+    process that only trains, on a CPU.
 
     The kernel clears returned pages, and each training step needs them again: up to an eighth of a step. In exchange
     the peak of memory is 5 % higher (docs/benchmarks.md, "A training step on a CPU"). Child processes inherit this.

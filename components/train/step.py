@@ -136,9 +136,14 @@ def _train_supervised() -> None:
                 link.give_to_children()
                 raise SystemExit(launch(processes, nodes, ["components.train.step", CHILD]))
         link()
+        import torch
+
         from components.train import training
         from components.train.launcher import reason_first
+        from yolact.devices import keep_freed_memory
 
+        if params.runtime.device == "cpu" or not torch.cuda.is_available():
+            keep_freed_memory()
         with reason_first(int(os.environ.get("LOCAL_RANK", "0"))):
             training.run(
                 params,

@@ -1,8 +1,8 @@
 """One trial of a sweep: ``python -m pipelines.sweeps.trial``, the same process on this machine and on a cluster.
 
 `TRIAL_VARIABLE` has the trial. The last line of standard output is ``METRIC=VALUE``, which Katib's metrics collector
-reads. Exit codes are those of the steps, also 75 after a request to stop and 70 after an unexpected exception: after all
-but an error of the user the same trial resumes from its checkpoint.
+reads. Exit codes are those of the steps, also 75 after a request to stop and 70 after an unexpected exception. After
+all but an error of the user the same trial resumes from its checkpoint.
 """
 
 from __future__ import annotations
