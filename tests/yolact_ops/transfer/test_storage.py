@@ -13,13 +13,15 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, SSLError
 from botocore.stub import Stubber
 
 from tests.servers.servers import CuttingProxy, free_port, s3_server, use_s3
 from yolact.errors import DataError
 from yolact_ops.transfer import storage
 from yolact_ops.transfer.download import DownloadError
-from yolact_ops.transfer.storage import S3Address, fetch_objects, list_objects, make_client
+from yolact_ops.transfer.storage import S3Address, fetch_objects, list_objects, make_client, may_pass
 
 LARGE = np.random.default_rng(0).bytes(1_000_000)
 PART = 100_000
@@ -339,3 +341,32 @@ def test_keys_that_are_both_file_and_folder_are_refused(tmp_path: Path) -> None:
     address = S3Address.parse("s3://bucket/set")
     with pytest.raises(DataError, match="a file and a folder"):
         fetch_objects(client, address, list_objects(client, address), tmp_path / "files")
+
+
+def answered(status: int, code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (answered(503, "SlowDown"), True),
+        (answered(500, "InternalError"), True),
+        (answered(412, "PreconditionFailed"), True),
+        (answered(400, "RequestTimeout"), True),
+        (answered(400, "InvalidBucketName"), False),
+        (answered(403, "AccessDenied"), False),
+        (answered(404, "NoSuchKey"), False),
+        (EndpointConnectionError(endpoint_url="http://nowhere"), True),
+        (NoCredentialsError(), False),
+        (SSLError(endpoint_url="https://nowhere", error="certificate"), False),
+        (ConnectionResetError(), True),
+        (FileNotFoundError(2, "no such file", "data/raw"), False),
+        (OSError(28, "no space left", "data/raw"), False),
+    ],
+)
+def test_what_a_retry_may_mend(error: Exception, expected: bool) -> None:
+    assert may_pass(error) is expected
+    wrapped = S3UploadFailedError("failed")
+    wrapped.__cause__ = error
+    assert may_pass(wrapped) is expected
