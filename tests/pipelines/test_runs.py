@@ -178,6 +178,11 @@ def test_a_deleted_pod_is_a_cause_that_may_pass() -> None:
             "it crashed",
             True,
         ),
+        (
+            "train failed: stopped by SIGTERM\nF0101 main.go:59] failed to execute component: exit status 75\n",
+            "stopped by SIGTERM",
+            True,
+        ),
         ("train failed: there is no answer key\n", "there is no answer key", False),
         ("Traceback (most recent call last):\nValueError: x\n", "its code raised an exception", True),
         ("", "it ended with exit code 1", False),

@@ -34,7 +34,7 @@ class ModelRegistryError(YolactError, RuntimeError):
     """The Model Registry does not answer, refuses, or has entries of others; the message names its address."""
 
 
-class RegistryUnavailableError(ModelRegistryError):
+class ModelRegistryUnavailableError(ModelRegistryError):
     """The Model Registry cannot be reached, or has a problem: a retry may succeed."""
 
     exit_code = EX_UNAVAILABLE
@@ -117,7 +117,7 @@ class ModelRegistry:
         try:
             return self._session.request(method, url, params=query, json=body, timeout=TIMEOUT)
         except requests.RequestException as error:
-            raise RegistryUnavailableError(
+            raise ModelRegistryUnavailableError(
                 f"the Model Registry at {self.address} does not answer ({type(error).__name__}). Check that it "
                 "runs and that register.model_registry in params.yaml is its address (none: no copy)"
             ) from error
@@ -134,7 +134,7 @@ class ModelRegistry:
             tree = None
         if status >= 300 or not isinstance(tree, dict):
             said = tree.get("message") if isinstance(tree, dict) else answer.text.strip().partition("\n")[0]
-            kind = RegistryUnavailableError if status >= 500 else ModelRegistryError
+            kind = ModelRegistryUnavailableError if status >= 500 else ModelRegistryError
             raise kind(
                 f"the Model Registry at {self.address} answers {status} to {answer.request.method} "
                 f"{answer.request.path_url}: {str(said)[:300]}"

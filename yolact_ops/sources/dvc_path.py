@@ -17,7 +17,7 @@ from yolact_ops.sources.access import git_access
 from yolact_ops.sources.downloads import download_folder
 from yolact_ops.sources.local import files_below
 from yolact_ops.sources.state import State, content_hash
-from yolact_ops.sources.tracked import fetch_tracked, may_pass
+from yolact_ops.sources.tracked import fetch_tracked, is_temporary
 from yolact_ops.transfer.disk import file_digest
 from yolact_ops.transfer.download import DownloadError, ServerUnavailableError
 
@@ -62,7 +62,7 @@ class DvcPath:
         except DataError:
             raise
         except Exception as error:  # DVC, git and each kind of storage have their own exception types
-            kind = ServerUnavailableError if may_pass(error) else DownloadError
+            kind = ServerUnavailableError if is_temporary(error) else DownloadError
             raise kind(
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
                 "(`dvc push` there) to a remote that this machine can read. Run it again: fetched files are kept."

@@ -159,13 +159,13 @@ def _patiently(action: Callable[[], Result], what: str) -> Result:
             return action()
         except Exception as error:  # each kind of storage has its own exception types
             failed += 1
-            if failed == MAX_TRIES or not may_pass(error):
+            if failed == MAX_TRIES or not is_temporary(error):
                 raise
             log.warning("%s: %s; retrying", what, type(error).__name__)
             time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
 
 
-def may_pass(error: Exception) -> bool:
+def is_temporary(error: Exception) -> bool:
     """Whether a retry may succeed: not if the file or the permission to read it is missing, or the disk is full."""
     from dvc.exceptions import DvcException
 

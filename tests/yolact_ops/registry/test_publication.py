@@ -17,7 +17,13 @@ from tests.servers.servers import free_port
 from yolact_ops.registry import model_registry as api
 from yolact_ops.registry import publication
 from yolact_ops.registry.champion import exclusive
-from yolact_ops.registry.model_registry import API_VERSIONS, TOKEN_VARIABLE, ModelRegistry, ModelRegistryError
+from yolact_ops.registry.model_registry import (
+    API_VERSIONS,
+    TOKEN_VARIABLE,
+    ModelRegistry,
+    ModelRegistryError,
+    ModelRegistryUnavailableError,
+)
 from yolact_ops.registry.publication import publish, storage_uri
 from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.settings.params import Params, RegisterConfig
@@ -303,7 +309,7 @@ def test_a_gateway_gets_the_token_and_its_refusal_names_the_variable(
 def test_wrong_addresses_are_explained(model: RegisteredModel, name: str, settings: Make) -> None:
     add_version(model, "one")
     away = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ModelRegistryError, match=rf"at {away} does not answer .* register\.model_registry"):
+    with pytest.raises(ModelRegistryUnavailableError, match=rf"at {away} does not answer .* register\.model_registry"):
         publish(settings(away), name)
     with (
         small_model_registry(api="v9") as registry,

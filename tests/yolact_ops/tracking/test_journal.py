@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
 from requests import HTTPError
+from requests.exceptions import MissingSchema, SSLError
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -427,6 +428,9 @@ def wrapped(inner: Exception) -> Exception:
         (NoConnection("refused"), Failure.UNAVAILABLE),
         (OperationalError("SELECT", {}, Exception("database is locked")), Failure.UNAVAILABLE),
         (EndpointConnectionError(endpoint_url="http://s3"), Failure.UNAVAILABLE),
+        (NoCredentialsError(), Failure.REFUSED),
+        (SSLError("certificate"), Failure.REFUSED),
+        (MissingSchema("no http://"), Failure.REFUSED),
         (s3("NoSuchBucket", 404), Failure.REFUSED),
         (s3("XMinioStorageFull", 507), Failure.UNAVAILABLE),
         (wrapped(s3("AccessDenied", 403)), Failure.REFUSED),
