@@ -72,7 +72,8 @@ def keep_freed_memory() -> None:
     process that only trains, on a CPU.
 
     The kernel clears returned pages, and each training step needs them again, which took up to 8 % of a step. In
-    exchange the peak of memory is 5 % higher (docs/benchmarks.md, "A training step on a CPU"). Child processes inherit this.
+    exchange the peak of memory is 5 % higher (docs/benchmarks.md, "A training step on a CPU"). Child processes inherit
+    this.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
