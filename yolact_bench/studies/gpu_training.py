@@ -53,7 +53,7 @@ from yolact.inference.machine import describe_machine
 from yolact.models.complexity import measure_complexity
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.calibration import calibrated_network
-from yolact_ops.commands.errors import ErrorGroup
+from yolact_bench.studies.command import run_study
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 from yolact_ops.tracking.run_record import RunRecord
@@ -79,7 +79,6 @@ HELD_BATCHES = 4
 """Number of batches held in memory, which the steps use in turn."""
 
 app = typer.Typer(
-    cls=ErrorGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Training on this machine's GPU: its speed, and whether the model learns.",
@@ -418,4 +417,4 @@ def _show_convergence(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run_study(app)

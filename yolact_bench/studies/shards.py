@@ -37,12 +37,12 @@ from yolact.data.columns import CocoImage, CocoObject
 from yolact.data.loader import Batch, EpochSampler, training_loader
 from yolact.data.shards import FOLDER, Place, ShardReader
 from yolact.settings import PUBLISHED_AUGMENTATION
+from yolact_bench.studies.command import run_study
 from yolact_bench.studies.s3_server import KEY, NETWORK, SECRET, delayed, s3_server
-from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.settings.params import load_params
 from yolact_ops.transfer.shard_reader import S3Shards
 
-app = typer.Typer(cls=ErrorGroup, help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 HEIGHT, WIDTH = 375, 500
 CATEGORIES = [(number, f"class {number}") for number in range(1, 21)]
@@ -242,4 +242,4 @@ def _report(name: str, found: _Epochs, base: _Epochs) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run_study(app)

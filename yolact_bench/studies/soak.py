@@ -48,8 +48,8 @@ from yolact.errors import EX_TEMPFAIL, SettingsError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact_bench.studies import serving
+from yolact_bench.studies.command import run_study
 from yolact_bench.studies.data import prepare_data
-from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.registry.history import read_history
 from yolact_ops.registry.versions import RegisteredModel, fetch_files
@@ -91,7 +91,7 @@ PRELOADED = [
 ]
 """Loaded once for all processes of ``runs``, as importing takes most of a tiny run's time."""
 
-app = typer.Typer(cls=ErrorGroup, help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 Work = Annotated[Path, typer.Option(help="Folder for data and results.")]
 Minutes = Annotated[float, typer.Option(help="Duration.")]
 
@@ -390,4 +390,4 @@ def runs(
 
 
 if __name__ == "__main__":
-    app()
+    run_study(app)

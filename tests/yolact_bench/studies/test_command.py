@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from yolact.errors import DataError
@@ -41,6 +43,41 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study"])
     with pytest.raises(ValueError, match="a bug"):
         run_study(main)
+
+
+STUDY = """
+import subprocess
+
+import typer
+
+from yolact_bench.studies.command import run_study
+
+
+def main() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    print(process.pid, flush=True)
+    try:
+        process.wait()
+    finally:
+        process.kill()
+        process.wait()
+
+
+app = typer.Typer()
+app.command()(main)
+run_study({what})
+"""
+
+
+@pytest.mark.parametrize("what", ["main", "app"])
+def test_a_terminated_study_ends_what_it_started(what: str) -> None:
+    study = subprocess.Popen([sys.executable, "-c", STUDY.format(what=what)], stdout=subprocess.PIPE, text=True)
+    assert study.stdout is not None
+    started = psutil.Process(int(study.stdout.readline()))
+    study.terminate()
+    assert study.wait(timeout=60) == 143
+    psutil.wait_procs([started], timeout=60)
+    assert not started.is_running()
 
 
 @pytest.mark.parametrize(
