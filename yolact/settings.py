@@ -313,6 +313,9 @@ class TrainConfig(Section):
     """Layers of the backbone that are not trained: ``none``; ``stem``, all before the first stage of residual blocks;
     ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs pretrained weights. ``auto`` chooses by
     the number of images (`yolact.engine.automatic.automatic_freeze`)."""
+    fit_anchors: bool
+    """Whether the network's anchors are fitted to the objects of the training images before it is made
+    (`yolact.engine.automatic.fitted_anchors`); without, they are those of ``model``."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the moving average of the weights, which is then validated and saved; 0 for none."""
     optimizer: Literal["sgd", "adamw"]

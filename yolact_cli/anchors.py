@@ -53,7 +53,8 @@ def print_report(report: AnchorReport, console: Console) -> None:
         table.add_row(f"best at {name}", *_cells(coverage), "", "")
     console.print(table)
     if _gains(present.all, suggested.all):
-        console.print("To try the suggested anchors, set in params.yaml, under model (with square_anchors: false):")
+        console.print("With train.fit_anchors: true, training takes the suggested anchors. To set them yourself, in")
+        console.print("params.yaml, under model (with square_anchors: false):")
         console.print(as_yaml(suggested.scales, suggested.ratios), soft_wrap=True)
         for name, before in present.by_size.items():
             after = suggested.by_size[name]

@@ -34,6 +34,7 @@ from components.train.supervisor import CrashedError
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from tests.servers.servers import free_port
 from tests.yolact.losses.dice import DICE
+from yolact.data.coco import CocoInstances
 from yolact.distributed import World
 from yolact.engine import automatic
 from yolact.engine.checkpoint_files import newest_checkpoint
@@ -42,7 +43,7 @@ from yolact.engine.trainer import Trainer, TrainingResult
 from yolact.errors import EX_UNAVAILABLE, SettingsError
 from yolact.losses.terms import LOSS_TERMS
 from yolact.models.checkpoints import import_checkpoint
-from yolact.models.weights import load_model, save_model
+from yolact.models.weights import load_model, read_saved, save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.store import TrackingError
@@ -798,6 +799,30 @@ def test_anchors_that_miss_objects_are_named_before_training(
         train(changed(settings | {"model": model}, device="cuda:99"))
     assert "the anchors miss 3 of 3 objects" in caplog.text
     assert "yolact anchors data/processed" in caplog.text
+
+
+def test_fitted_anchors_are_those_of_the_model_of_its_run_and_of_its_checkpoint(
+    workplace: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(automatic, "ENOUGH_OBJECTS", 1)
+    params = changed(settings, epochs=1, fit_anchors=True)
+    data = CocoInstances.load(Path("data/processed/train.json"))
+    fitted = automatic.resolve(params, data).model
+    assert fitted.anchor_scales != params.model.anchor_scales
+    for _ in range(2):
+        training.run(
+            params,
+            processed_dir=Path("data/processed"),
+            model_dir=Path("models"),
+            metrics_path=Path("metrics/train.json"),
+            plots_dir=Path("plots/train"),
+            checkpoints_dir=Path("checkpoints"),
+        )
+    assert "this run has already finished" in caplog.text
+    assert read_saved(Path("models")).config == fitted
+    (run,) = runs(workplace)
+    assert run.data.params["model.anchor_scales"] == str(fitted.anchor_scales)
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def anchors_advice(data: CocoInstances, config: ModelConfig, positive_iou: float
         return None
     return (
         f"the anchors miss {missed} of {len(iou)} objects ({missed / len(iou):.0%}): no anchor overlaps them by "
-        f"train.loss.positive_iou, {positive_iou:g}, so they are hard to learn. To fit anchors to them: "
+        f"train.loss.positive_iou, {positive_iou:g}, so they are hard to learn. What helps: "
         f"yolact anchors {data.folder}"
     )
 

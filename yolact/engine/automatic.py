@@ -1,16 +1,18 @@
-"""Settings that are ``auto``: chosen by the number of training images, and the log says why; or by the machine."""
+"""Settings that training chooses by its images, and the log says why; or by the machine."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
+from yolact.data.coco import CocoInstances
+from yolact.engine.anchor_fit import Coverage, fit_anchors
 from yolact.limits import usable_cpus
-from yolact.settings import ModelConfig, TrainConfig
+from yolact.settings import ModelConfig, TrainConfig, TrainingParams
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +29,38 @@ FEW_IMAGES_EPOCHS = 80
 FROZEN = "stage2"
 """On those images, with ``train.layer_decay: 0.15``, freezing saved a sixth of the time and cost no AP (one seed)."""
 
+ENOUGH_OBJECTS = 100
+"""Below, anchors are not fitted: they might fit these objects alone. The limit is a judgement."""
+
 MOST_WORKERS = 8
 """Loader processes by ``runtime.workers: auto``: a judgement, as one prepares about 200 images a second
 (docs/benchmarks.md)."""
 
 
-def resolve(train: TrainConfig, model: ModelConfig, images: int, *, log_it: bool = True) -> TrainConfig:
+P = TypeVar("P", bound=TrainingParams)
+
+
+def resolve(params: P, data: CocoInstances, *, log_it: bool = True) -> P:
+    """Settings without ``auto`` in ``epochs`` and ``freeze``, and with the anchors of ``train.fit_anchors``.
+
+    The result is the same when it is resolved again. Make the network of its ``model``.
+
+    Args:
+        params: the settings.
+        data: the training images.
+        log_it: whether each choice is logged with its reason.
+    """
+    train = resolve_train(params.train, params.model, len(data.images), log_it=log_it)
+    model = params.model
+    if train.fit_anchors:
+        model, why = fitted_anchors(model, data)
+        train = train.model_copy(update={"fit_anchors": False})
+        if log_it:
+            log.info("train.fit_anchors: %s", why)
+    return params.model_copy(update={"model": model, "train": train})
+
+
+def resolve_train(train: TrainConfig, model: ModelConfig, images: int, *, log_it: bool = True) -> TrainConfig:
     """Settings without ``auto`` in ``epochs`` and ``freeze``.
 
     Args:
@@ -82,6 +110,32 @@ def automatic_freeze(model: ModelConfig, images: int) -> tuple[str, str]:
     if images >= FEW_IMAGES:
         return "none", f"there are {images} training images ({FEW_IMAGES} or more)"
     return FROZEN, f"with {images} training images (fewer than {FEW_IMAGES}) early layers keep their pretrained weights"
+
+
+def fitted_anchors(model: ModelConfig, data: CocoInstances) -> tuple[ModelConfig, str]:
+    """The network's settings for ``train.fit_anchors``, and what was done.
+
+    The anchors are those that `yolact.engine.anchor_fit.fit_anchors` suggests. They stay as they are with initial
+    weights, which were trained with them, and with fewer than `ENOUGH_OBJECTS` objects.
+    """
+    if model.initial_weights != "none":
+        return model, "the anchors stay as they are, as model.initial_weights was trained with its own"
+    objects = sum(not item.crowd for items in data.objects.values() for item in items)
+    if objects < ENOUGH_OBJECTS:
+        return model, f"the anchors stay as they are, with {objects} training objects (fewer than {ENOUGH_OBJECTS})"
+    report = fit_anchors(data, model)
+    fit = report.suggested
+    changes = {"anchor_scales": fit.scales, "anchor_ratios": fit.ratios, "square_anchors": fit.square}
+    return model.model_copy(update=changes), (
+        f"anchor_scales {fit.scales} and anchor_ratios {fit.ratios}: an anchor overlaps {_share(fit.all)} of "
+        f"{report.measured} training objects by half, before {_share(report.present.all)}"
+    )
+
+
+def _share(coverage: Coverage) -> str:
+    """The recall in percent, of at least one box."""
+    assert coverage.recall is not None
+    return f"{coverage.recall:.0%}"
 
 
 def loader_processes(workers: int | Literal["auto"]) -> int:

@@ -30,7 +30,7 @@ from yolact.engine.advice import (
     step_out_of_memory,
     validation_out_of_memory,
 )
-from yolact.engine.automatic import loader_processes, resolve
+from yolact.engine.automatic import loader_processes, resolve_train
 from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.ema import Ema
@@ -108,7 +108,7 @@ class Trainer:
         model: the network with its initial weights, on its device.
         data: training images; must hold at least one.
         params: the settings; reads ``model``, ``train`` and ``runtime``. What is ``auto`` in ``train`` is chosen by the
-            number of images.
+            number of images; ``train.fit_anchors`` has to be resolved before (`yolact.engine.automatic.resolve`).
         model_dir: receives the model files at the end, and the batch if loss or gradients are not finite.
         checkpoints: the checkpoint store; only the main process writes.
         validate: evaluates the network; its result must have ``mask_AP``, NaN if that cannot be measured: then the
@@ -133,7 +133,12 @@ class Trainer:
         interrupts: Interrupts | None = None,
     ) -> None:
         self.world = world or World()
-        chosen = resolve(params.train, params.model, len(data.images), log_it=self.world.is_main)
+        if params.train.fit_anchors:
+            raise SettingsError(
+                "train.fit_anchors: true changes the network, which is there already; before you make it: "
+                "params = yolact.engine.automatic.resolve(params, data)"
+            )
+        chosen = resolve_train(params.train, params.model, len(data.images), log_it=self.world.is_main)
         self.params = params = params.model_copy(update={"train": chosen})
         self.config = params.train
         self.runtime = params.runtime

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
+from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
@@ -64,6 +65,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "clipping": ("train.max_grad_norm=10",),
     "cosine": ("train.schedule=cosine",),
     "adamw": ("train.optimizer=adamw",),
+    "anchors": ("train.fit_anchors=true",),
 }
 """The settings of each part of the preset ``modern``."""
 
@@ -167,6 +169,7 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
     processed = work / "processed"
     train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", params.evaluate.batch_size)
+    params = resolve(params, train)
     torch.manual_seed(params.train.seed)
     model = Yolact(params.model, len(train.class_names))
     load_starting_weights(model, train.class_names)
