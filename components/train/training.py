@@ -144,7 +144,7 @@ def _run(
     _check_start(params.model, paths.model)
     train, val = (_load_split(paths.processed, split, params.runtime) for split in ("train", "val"))
     # Before the trainer does so: fingerprint and MLflow get the numbers, so a run resumes only with as many images.
-    params = world.broadcast(resolve(params, train, log_it=True) if world.is_main else None)
+    params = world.broadcast(resolve(params, train, log_it=world.is_main))
     if world.is_main:
         _warn_of_data(train, val, params, paths)
     interrupts.stop_if_requested()
