@@ -1,11 +1,15 @@
 """Shards at scale: how long a training takes to open many images, its memory, and the loader's speed.
 
     python -m yolact_bench.studies.shards rows [--images 1000000] [--work FOLDER]
+    python -m yolact_bench.studies.shards start SHARDED [--images 1000000] [--workers 4] [--batches 20]
     python -m yolact_bench.studies.shards speed LOOSE SHARDED [--latency 20 | --s3 s3://bucket/prefix] [--workers 0,4]
 
 ``rows`` writes instances of that many images (which do not exist) with two objects each on average, as JSON and as
 index, and opens both, each in a new process: CPU time, and memory that no other process shares, of the process and of a
-forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``speed`` loads
+forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``start`` opens
+the train split of an output of preprocess, and one whose index repeats its rows to that many, each in a new process,
+and loads batches: seconds until the first one, and the same memory after the last, of the process and of the largest
+loader process. ``speed`` loads
 batches of the same data set in turn from loose files, from shards, and from S3 with an empty cache (the first epoch of
 a training) and with a full one (the later epochs); the folders are outputs of preprocess. S3 is a bucket, with the keys
 of the environment, or rclone's server on this machine behind a network with latency. As if they were on another
@@ -17,6 +21,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,16 +55,20 @@ CATEGORIES = [(number, f"class {number}") for number in range(1, 21)]
 RUN_LENGTHS = 60
 """Bytes of a mask's run lengths."""
 
-OPENED = """
+PRIVATE = """
+def private(process="self"):
+    rows = (line.split() for line in open(f"/proc/{process}/smaps_rollup"))
+    return next(int(row[1]) for row in rows if row[0] == "Private_Dirty:") / 1024
+"""
+"""The memory of a process that no other one shares, MiB."""
+
+OPENED = f"""
 import json, os, sys, time
 from pathlib import Path
 import numpy as np
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import EpochSampler
-
-def private():
-    rows = (line.split() for line in open("/proc/self/smaps_rollup"))
-    return next(int(row[1]) for row in rows if row[0] == "Private_Dirty:") / 1024
+{PRIVATE}
 
 def peak():
     rows = (line.split() for line in open("/proc/self/status"))
@@ -67,7 +77,7 @@ def peak():
 before, begin, began = private(), time.process_time(), time.perf_counter()
 data = CocoInstances.load(Path(sys.argv[1]), None if sys.argv[2] == "index" else Path("images"))
 next(iter(EpochSampler(np.ones(len(data.images)), 8, [550], 0, rank=0, world_size=1)))
-found = {"cpu": time.process_time() - begin, "seconds": time.perf_counter() - began, "private": private() - before}
+found = {{"cpu": time.process_time() - begin, "seconds": time.perf_counter() - began, "private": private() - before}}
 found["peak"] = peak()
 sys.stdout.flush()
 out, into = os.pipe()
@@ -78,7 +88,31 @@ if os.fork() == 0:
     os.write(into, json.dumps(private() - first).encode())
     os._exit(0)
 os.wait()
-print(json.dumps(found | {"worker": json.loads(os.read(out, 100))}))
+print(json.dumps(found | {{"worker": json.loads(os.read(out, 100))}}))
+"""
+
+STARTED = f"""
+import json, multiprocessing, sys, time
+from pathlib import Path
+from yolact.data.coco import CocoInstances
+from yolact.data.loader import training_loader
+from yolact.settings import PUBLISHED_AUGMENTATION
+from yolact_ops.settings.params import load_params
+{PRIVATE}
+workers, batches = map(int, sys.argv[2:])
+config = load_params("conf/base.yaml").train.model_copy(update={{"augment": PUBLISHED_AUGMENTATION}})
+begin = time.perf_counter()
+data = CocoInstances.load(Path(sys.argv[1]))
+loader, _ = training_loader(data, config, 550, workers=workers, pin=False)
+loaded = iter(loader)
+next(loaded)
+found = {{"images": len(data.images), "first": time.perf_counter() - begin}}
+batches = min(batches, len(loader))
+for _ in range(batches - 1):
+    next(loaded)
+largest = max((private(child.pid) for child in multiprocessing.active_children()), default=0.0)
+print(json.dumps(found | {{"batches": batches, "main": private(), "worker": largest}}))
+del loaded, loader  # ends its processes
 """
 
 
@@ -134,6 +168,39 @@ def _write_json(path: Path, images: int) -> None:
                 file.write(f"{',' if count else ''}\n{json.dumps(row)}")
                 count += 1
         file.write("\n]}\n")
+
+
+@app.command()
+def start(
+    sharded: Path,
+    images: Annotated[int, typer.Option(min=1)] = 1_000_000,
+    workers: Annotated[int, typer.Option(min=0)] = 4,
+    batches: Annotated[int, typer.Option(min=1, help="After these, memory is measured.")] = 20,
+) -> None:
+    """Load the first batches of a data set, and of one with its rows repeated."""
+    data = CocoInstances.load(sharded / "train.json")
+    with tempfile.TemporaryDirectory() as temporary:
+        repeated = Path(temporary) / "train.json"
+        shutil.copy(sharded / "train.json", repeated)
+        (repeated.parent / FOLDER).symlink_to((sharded / FOLDER).resolve())
+        facts = Facts(list(zip(data.category_ids, data.class_names, strict=True)), repeated.stat().st_size)
+        write_index(index_path(repeated), facts, _repeated(data, images), images)
+        os.sync()
+        for path in (sharded / "train.json", repeated):
+            command = [sys.executable, "-c", STARTED, str(path), str(workers), str(batches)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            print(
+                f"{found['images']:,} images, {workers} workers: first batch after {found['first']:.1f} s; "
+                f"private memory after {found['batches']} batches {found['main']:.0f} MiB, of the largest worker "
+                f"{found['worker']:.0f}"
+            )
+
+
+def _repeated(data: CocoInstances, count: int) -> Iterator[tuple[CocoImage, list[CocoObject]]]:
+    """``count`` rows: the images in turn, with their places and objects, under numbers of their own."""
+    for number in range(count):
+        image = data.images[number % len(data.images)]
+        yield replace(image, id=number + 1), list(data.objects[image.id])
 
 
 @app.command()
