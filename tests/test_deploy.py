@@ -39,6 +39,8 @@ KUBEFLOW_CORES, KUBEFLOW_BYTES = 2.0, 3 * 2**30
 """Kept for Kubernetes itself and for Kubeflow Pipelines, which request about a core each; an estimate."""
 CUSTOM = {"TrainingRuntime", "TrainJob", "AuthorizationPolicy", "ServingRuntime", "InferenceService"}
 """Kinds of the Kubeflow Trainer, of Istio and of KServe, whose schemas are not Kubernetes' own."""
+KSERVE_LABEL = "serving.kserve.io/inferenceservice"
+"""Label with an InferenceService's name that KServe gives its pods."""
 
 
 @dataclass(frozen=True)
@@ -198,19 +200,29 @@ def test_serving_with_feedback_has_a_volume_to_write_to_and_a_candidate(deploy: 
 
 def test_every_server_admits_only_whom_its_network_policy_names(manifests: list[Manifest]) -> None:
     """The policy of `profile` aside, which opens servers to the namespace only."""
-    policies = {one.name: one.tree["spec"] for one in manifests if one.kind == "NetworkPolicy" and one.name != "yolact"}
-    servers = [one for one in manifests if one.kind in ("Deployment", "StatefulSet")]
-    assert policies.keys() == {server.name for server in servers}
-    for server in servers:
-        policy = policies[server.name]
-        assert policy["podSelector"]["matchLabels"] == server.tree["spec"]["selector"]["matchLabels"]
+    policies = [one.tree["spec"] for one in manifests if one.kind == "NetworkPolicy" and one.name != "yolact"]
+    servers = [
+        (one.name, one.tree["spec"]["selector"]["matchLabels"], one.pods()[0])
+        for one in manifests
+        if one.kind in ("Deployment", "StatefulSet")
+    ]
+    services = [one for one in manifests if one.kind == "InferenceService"]
+    servers += [(one.name, {KSERVE_LABEL: one.name}, kserve_pod(manifests)) for one in services]
+    assert services
+    assert len(policies) == len(servers)
+    rules = {}
+    for name, labels, pod in servers:
+        [policy] = [each for each in policies if each["podSelector"] == {"matchLabels": labels}]
         assert policy["policyTypes"] == ["Ingress"]
         [rule] = policy["ingress"]
-        [port] = server.pods()[0]["containers"][0]["ports"]
+        [port] = pod["containers"][0]["ports"]
         assert [each["port"] for each in rule["ports"]] == [port["name"]]
         admitted = [each["podSelector"] for each in rule["from"] if "podSelector" in each]
         mlflow = {"matchLabels": {"app.kubernetes.io/name": "yolact-mlflow"}}
-        assert admitted == [mlflow if server.name == "yolact-postgres" else {}]
+        assert admitted == [mlflow if name == "yolact-postgres" else {}]
+        rules[name] = rule
+    for service in services:
+        assert rules[service.name] == rules["yolact-serving"]
 
 
 def with_login(deploy: Path, tmp_path: Path) -> list[dict[str, Any]]:
