@@ -24,6 +24,7 @@ from mlflow.server.auth.client import AuthServiceClient
 
 from components.train.trainjob_client import CONTAINER, RUNTIME
 from pipelines.config import load_cluster
+from serving.metrics import Metrics
 from serving.settings import ServerSettings
 from tests.servers.servers import free_port, s3_server
 from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, YolactError
@@ -223,6 +224,56 @@ def test_every_server_admits_only_whom_its_network_policy_names(manifests: list[
         rules[name] = rule
     for service in services:
         assert rules[service.name] == rules["yolact-serving"]
+
+
+def test_deployment_and_kserve_scale_alike_by_the_queue_that_prometheus_collects(manifests: list[Manifest]) -> None:
+    [service] = [one for one in manifests if one.kind == "InferenceService"]
+    targets = {"yolact-serving": "yolact-serving", "yolact-kserve": f"{service.name}-predictor"}  # KServe's Deployment
+    scalers = {one.name: dict(one.tree["spec"]) for one in manifests if one.kind == "HorizontalPodAutoscaler"}
+    found = {name: spec.pop("scaleTargetRef") for name, spec in scalers.items()}
+    assert found == {name: {"apiVersion": "apps/v1", "kind": "Deployment", "name": to} for name, to in targets.items()}
+    assert scalers["yolact-kserve"] == scalers["yolact-serving"]
+    # KServe would update an HPA with its Deployment's name, and makes its own unless told not to.
+    assert f"{service.name}-predictor" not in scalers
+    assert service.tree["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "external"
+
+    [metric] = scalers["yolact-serving"]["metrics"]
+    assert metric["pods"]["target"]["averageValue"] == str(ServerSettings().batch_size)
+    assert metric["pods"]["metric"]["name"] in {each.name for each in Metrics().registry.collect()}
+
+    [deployment] = [one.tree["spec"] for one in manifests if (one.kind, one.name) == ("Deployment", "yolact-serving")]
+    [runtime] = [one.tree["spec"] for one in manifests if one.kind == "ServingRuntime"]
+    for given, pod in (
+        (deployment["template"]["metadata"]["annotations"], deployment["template"]["spec"]),
+        (runtime["annotations"] | service.tree["metadata"]["annotations"], runtime),
+    ):
+        [port] = pod["containers"][0]["ports"]
+        assert {key: value for key, value in given.items() if key.startswith("prometheus.io/")} == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(port["containerPort"]),
+            "prometheus.io/path": "/metrics",
+        }
+        assert given.get("serving.kserve.io/enable-prometheus-scraping") != "true"  # would set Knative's port
+
+
+def test_the_documented_prometheus_rule_and_pod_monitor_fit_the_server(
+    repository: Path, manifests: list[Manifest]
+) -> None:
+    page = (repository / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.M | re.S)]
+    [rule] = [rule for block in blocks for rule in block.get("rules", {}).get("custom", [])]
+    [monitor] = [block["spec"] for block in blocks if block.get("kind") == "PodMonitor"]
+    [scaler] = [
+        one.tree["spec"] for one in manifests if (one.kind, one.name) == ("HorizontalPodAutoscaler", "yolact-serving")
+    ]
+    assert rule["seriesQuery"].partition("{")[0] == scaler["metrics"][0]["pods"]["metric"]["name"]
+    [endpoint] = monitor["podMetricsEndpoints"]
+    [port] = containers_of(manifests, "yolact-serving")[0]["ports"]
+    assert endpoint["port"] == port["name"]
+    [server] = [one for one in manifests if (one.kind, one.name) == ("Deployment", "yolact-serving")]
+    assert monitor["selector"]["matchLabels"].items() <= server.pod_labels.items()
+    [seconds] = re.findall(r"\[(\d+)s\]", rule["metricsQuery"])
+    assert 2 * int(endpoint["interval"].removesuffix("s")) <= int(seconds)  # a lost sample leaves one
 
 
 def with_login(deploy: Path, tmp_path: Path) -> list[dict[str, Any]]:
@@ -440,7 +491,7 @@ def test_the_job_for_checkpoints_says_whether_it_could_make_them_writable(
 def test_kustomizations_name_every_manifest_except_those_applied_manually(deploy: Path) -> None:
     own = deploy / "pipelines"
     by_hand = {deploy / "train" / "trainjob.yaml", own / "argo-retries.yaml", *own.glob("o*-checkpoints.yaml")}
-    by_hand.add(deploy / "serving" / "autoscaling.yaml")
+    by_hand |= {deploy / "serving" / "autoscaling.yaml", deploy / "serving" / "kserve" / "autoscaling.yaml"}
     named = {
         (file.parent / resource).resolve()
         for file in deploy.rglob("kustomization.yaml")
@@ -541,13 +592,9 @@ def kserve_pod(manifests: list[Manifest]) -> dict[str, Any]:
         for kind in ("ServingRuntime", "InferenceService")
     )
     [container] = runtime["containers"]
-    pod = {key: value for key, value in service["predictor"].items() if key not in KSERVE_ONLY}
+    pod = {key: value for key, value in service["predictor"].items() if key != "model"}
     variables = {each["name"]: each for each in container["env"] + service["predictor"]["model"]["env"]}
     return pod | {"volumes": runtime["volumes"], "containers": [container | {"env": list(variables.values())}]}
-
-
-KSERVE_ONLY = {"model", "minReplicas", "maxReplicas", "scaleMetric", "scaleTarget"}
-"""Fields of a predictor that are not a pod's."""
 
 
 def test_kserves_pod_is_the_deployments(manifests: list[Manifest]) -> None:
