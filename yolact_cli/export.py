@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,31 @@ from yolact.evaluation.evaluator import IOU_TYPES, evaluate_coco, load_ground_tr
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.images import ImageInput
 from yolact.inference.export import Exported, export_onnx
-from yolact.inference.export_format import ExportPrecision
+from yolact.inference.export_format import INPUT_NAME, MASKS_NAME, ExportPrecision
 from yolact.inference.exported_predictor import ExportedPredictor
 from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.open_exported import open_exported
 from yolact.inference.openvino_export import export_openvino
 from yolact.inference.predictor import ImagePredictor, Predictor
 from yolact.models.weights import load_model, read_category_ids
+from yolact.settings import DEFAULT_DETECTION
 from yolact_cli.output import facts_table
 from yolact_ops.reports.formatting import decimal
 from yolact_ops.tracking.evaluations import evaluated_annotations
+
+BATCHES = (1, 4, 8)
+"""Smallest, usual and largest batch in the optimisation profile that is proposed for TensorRT; 8 is what `yolact serve`
+takes at once."""
+MASKS = (1, 20, DEFAULT_DETECTION.max_detections)
+"""Likewise, masks of an image."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of the command."""
 
-    batch: int | None
+    batch: str | None
+    """A number, or ``any``."""
     precision: str
     opset: int | None
     tensorrt: bool
@@ -53,13 +62,14 @@ def run(model_dir: Path, output: Path | None, options: Options, console: Console
         others: see `export_onnx` and `export_openvino`.
     """
     console = console or Console(highlight=False)
+    batch = _fixed_batch(options)
     model, classes = load_model(model_dir)
     if options.evaluate:
         _evaluated(options.data, classes)  # before the work
     path = output or model_dir / "model.onnx"
     images = _images(options)
     shared = {
-        "batch": options.batch,
+        "batch": batch,
         "precision": cast(ExportPrecision, options.precision),
         "category_ids": read_category_ids(model_dir),
         "images": images,
@@ -72,10 +82,23 @@ def run(model_dir: Path, output: Path | None, options: Options, console: Console
     else:
         exported = export_onnx(model, classes, path, opset=options.opset, tensorrt=options.tensorrt, **shared)  # type: ignore[arg-type]
     _print_summary(exported, console)
+    if options.tensorrt:
+        _print_engines(exported, options.precision, console)
     if options.evaluate:
         # TensorRT sums products of 8 bits exactly; onnxruntime does so on every CPU only without its int8 kernels.
         found = OnnxPredictor(path, literal=True) if options.tensorrt else open_exported(path)
         _print_evaluation(Predictor.load(model_dir), found, path, options.data, console)
+
+
+def _fixed_batch(options: Options) -> int | None:
+    """The file's fixed batch size; None for any. TensorRT needs a profile for any, so for it the default is 1."""
+    if options.batch is None:
+        return 1 if options.tensorrt else None
+    if options.batch == "any":
+        return None
+    if not options.batch.isdecimal() or int(options.batch) < 1:
+        raise SettingsError(f"--batch {options.batch}: must be a number of images, at least 1, or any")
+    return int(options.batch)
 
 
 class _StoredImages(Sequence[ImageInput]):
@@ -152,6 +175,35 @@ def _print_summary(exported: Exported, console: Console) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def _print_engines(exported: Exported, precision: str, console: Console) -> None:
+    """The commands that build TensorRT engines of an export, with a profile for each input of free size."""
+    batch, *image = exported.shapes[INPUT_NAME]
+    profile = _profile(INPUT_NAME, image, BATCHES) if isinstance(batch, str) else []
+    typed = [] if precision == "fp32" else ["--stronglyTyped"]  # types of the file; TensorRT 11 always takes these
+    lines = ["\nTo build an engine with TensorRT:", _trtexec(exported.path, [*profile, *typed])]
+    if exported.rescoring_path:
+        profile = _profile(MASKS_NAME, exported.shapes["prototypes"][1:3], MASKS)
+        lines.append(_trtexec(exported.rescoring_path, profile))
+    if profile:
+        lines.append(
+            "A free number of images or masks needs an optimisation profile: min, opt and max are the smallest, the "
+            "usual and the largest number. Adapt them."
+        )
+    console.print("\n".join(lines), soft_wrap=True, markup=False)
+
+
+def _profile(name: str, shape: Sequence[int | str], counts: tuple[int, int, int]) -> list[str]:
+    """Flags of trtexec for an input (N, ...) with the smallest, the usual and the largest N."""
+    return [
+        f"--{kind}Shapes={name}:{'x'.join(map(str, (count, *shape)))}"
+        for kind, count in zip(("min", "opt", "max"), counts, strict=True)
+    ]
+
+
+def _trtexec(path: Path, flags: Sequence[str]) -> str:
+    return "  " + shlex.join(["trtexec", f"--onnx={path}", f"--saveEngine={path.with_suffix('.engine')}", *flags])
 
 
 def _print_evaluation(

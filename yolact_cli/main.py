@@ -326,7 +326,7 @@ def export(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Fixed batch size.", show_default="any batch size")
+        str | None, typer.Option(metavar="N", help="Fixed batch size, or any.", show_default="any; 1 with --tensorrt")
     ] = None,
     precision: Annotated[
         str, typer.Option(help="fp32; fp16, half the size; or int8, a quarter, calibrated with images.")
@@ -335,7 +335,7 @@ def export(
         int | None, typer.Option(metavar="N", help="ONNX opset.", show_default="the lowest that works")
     ] = None,
     tensorrt: Annotated[
-        bool, typer.Option("--tensorrt", help="For TensorRT: a fixed batch size (1), and int8 in its form.")
+        bool, typer.Option("--tensorrt", help="For TensorRT: int8 in its form, and a fixed batch size by default.")
     ] = False,
     data: Annotated[
         Path,

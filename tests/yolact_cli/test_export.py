@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -51,6 +53,52 @@ def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_d
     assert predictor.predict(np.zeros((20, 30, 3), dtype=np.uint8)).image_size == (20, 30)
 
 
+def engines(result: Result) -> list[dict[str, str]]:
+    """Flags of the commands that the summary has for TensorRT."""
+    assert result.exit_code == 0, result.output
+    commands = [shlex.split(line) for line in result.stdout.splitlines() if line.startswith("  trtexec ")]
+    return [dict(flag.removeprefix("--").split("=") for flag in command[1:] if "=" in flag) for command in commands]
+
+
+def test_for_tensorrt_the_batch_is_one_and_needs_no_profile(model_dir: Path) -> None:
+    result = run(model_dir, "--tensorrt")
+    path = model_dir / "model.onnx"
+    assert engines(result) == [{"onnx": str(path), "saveEngine": str(model_dir / "model.engine")}]
+    assert "profile" not in result.stdout
+    assert "--stronglyTyped" not in result.stdout
+    assert onnxruntime.InferenceSession(path).get_inputs()[0].shape == [1, 3, 64, 64]
+
+
+def test_for_tensorrt_any_batch_comes_with_the_profile_that_its_engine_needs(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    model = Yolact(tiny_config(image_size=249, mask_rescoring=True), 2)
+    save_model(model, ["cat", "dog"], tmp_path / "two words")
+    result = run(tmp_path / "two words", "--tensorrt", "--batch", "any", "--precision", "fp16", "--data", "nowhere")
+    found = engines(result)
+    assert [Path(flags["onnx"]).name for flags in found] == ["model.onnx", "model.maskiou.onnx"]
+    assert "needs an optimisation profile" in result.stdout
+    assert [line.endswith("--stronglyTyped") for line in result.stdout.splitlines() if "trtexec" in line] == [
+        True,
+        False,  # it is float32 at every precision
+    ]
+    for flags in found:
+        session = onnxruntime.InferenceSession(flags["onnx"])
+        [given] = session.get_inputs()
+        counts = []
+        for kind in ("min", "opt", "max"):
+            name, _, sizes = flags[f"{kind}Shapes"].partition(":")
+            count, *others = map(int, sizes.split("x"))
+            assert name == given.name
+            assert others == given.shape[1:]
+            counts.append(count)
+        assert counts == sorted(counts)
+        assert counts[0] == 1
+        smallest_and_largest = (counts[0], counts[-1])
+        for count in smallest_and_largest:
+            inputs = np.zeros((count, *others), np.float32)
+            assert {len(output) for output in session.run(None, {name: inputs})} == {count}
+
+
 def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: Path, tmp_path: Path) -> None:
     data = tmp_path / "processed"
     boxes = {number: [(RED, (4, 4, 30 + number, 40)), (BLUE, (34, 10, 60, 50))] for number in range(1, 4)}
@@ -84,6 +132,8 @@ def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: 
         (["--evaluate"], "nowhere/val.json: no such file"),
         (["-o", "model.xml", "--tensorrt"], "--tensorrt is for .onnx files"),
         (["--opset", "11"], "opset 11: must be 18 to 23"),
+        (["--batch", "0"], "--batch 0: must be a number of images, at least 1, or any"),
+        (["--batch", "all"], "--batch all: must be a number of images, at least 1, or any"),
     ],
 )
 def test_wrong_options_are_refused_with_a_message(model_dir: Path, arguments: list[str], message: str) -> None:

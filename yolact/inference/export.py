@@ -133,7 +133,8 @@ def export_onnx(
         category_ids: COCO's category ids by label; empty for 1, 2, ...
         images: the first `CHECKED_IMAGES` of them are what the file is checked with, instead of noise; ``int8`` needs
             them, to calibrate.
-        tensorrt: make a file for TensorRT: for a fixed batch size, 1 if not given, and ``int8`` as it takes it.
+        tensorrt: write ``int8`` as TensorRT takes it, and check the file operator by operator. For any batch size,
+            TensorRT needs an optimisation profile to build an engine.
 
     Raises:
         SettingsError: an argument is invalid, or does not fit the network.
@@ -142,8 +143,6 @@ def export_onnx(
             the network's by more than `TOLERANCES`.
     """
     path = Path(path)
-    if tensorrt:
-        batch = batch or 1
     opset = _checked_opset(model, opset)
     check_arguments(model, classes, path, ".onnx", batch, precision, images)
     proto = network_proto(model, batch, "fp16" if precision == "fp16" else "fp32", opset)

@@ -100,6 +100,13 @@ def test_half_precision_is_internal_and_rounds_little(model: Yolact, exported: E
     assert max(half.errors.values()) > 1e-5, "nothing was rounded to float16"
 
 
+def test_a_half_precision_file_for_tensorrt_may_take_any_batch(model: Yolact, tmp_path: Path) -> None:
+    half = export_onnx(model, CLASSES, tmp_path / "half.onnx", precision="fp16", tensorrt=True)
+    assert half.shapes["images"] == ("batch", 3, 64, 64)
+    for batch in (1, 2, 5):
+        assert_outputs_close(run(half.path, images(batch)), expected(model, images(batch)), tolerance=1e-2)
+
+
 def test_mask_rescoring_is_a_second_file(tmp_path: Path) -> None:
     model = trained_like("basic blocks", mask_rescoring=True, image_size=249)
     assert model.maskiou_net is not None

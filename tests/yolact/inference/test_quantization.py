@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +44,23 @@ def translated(model: Yolact) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def files(model: Yolact, translated: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("int8")
+    for_tensorrt = {"precision": "int8", "images": IMAGES, "tensorrt": True}
+    export_onnx(model, CLASSES, folder / "tensorrt-any.onnx", **for_tensorrt)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "network_proto", lambda *_: translated)
-        export_onnx(model, CLASSES, folder / "tensorrt.onnx", precision="int8", images=IMAGES, tensorrt=True)
+        export_onnx(model, CLASSES, folder / "tensorrt.onnx", batch=1, **for_tensorrt)  # type: ignore[arg-type]
         export_onnx(model, CLASSES, folder / "int8.onnx", batch=1, precision="int8", images=IMAGES)
         export_onnx(model, CLASSES, folder / "fp32.onnx", batch=1)
     return {path.stem: path for path in folder.iterdir()}
 
 
-def outputs(path: Path, model: Yolact, *, literal: bool) -> dict[str, np.ndarray]:
-    """What onnxruntime computes for the first image."""
+def outputs(path: Path, model: Yolact, *, literal: bool, numbers: Sequence[int] = (0,)) -> dict[str, np.ndarray]:
+    """What onnxruntime computes for a batch of some of the images."""
     options = onnxruntime.SessionOptions()
     if literal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    inputs = network_input(torch.from_numpy(IMAGES[0]).permute(2, 0, 1), model.config)[None].numpy()
+    batch = [network_input(torch.from_numpy(IMAGES[number]).permute(2, 0, 1), model.config) for number in numbers]
+    inputs = torch.stack(batch).numpy()
     session = onnxruntime.InferenceSession(str(path), options)
     return dict(zip(OUTPUT_NAMES, session.run(list(OUTPUT_NAMES), {"images": inputs}), strict=True))
 
@@ -108,9 +112,15 @@ def test_the_predictor_runs_a_quantised_file(files: dict[str, Path]) -> None:
     assert (found.scores - expected.scores).abs().mean() < 0.02
 
 
-def test_tensorrt_gets_symmetric_ranges_fixed_shapes_and_float_biases(files: dict[str, Path]) -> None:
-    proto = onnx.load(files["tensorrt"])
-    assert all(side.dim_value > 0 for value in proto.graph.input for side in value.type.tensor_type.shape.dim)
+@pytest.mark.parametrize(("name", "batch"), [("tensorrt", 1), ("tensorrt-any", "batch")])
+def test_tensorrt_gets_symmetric_ranges_float_biases_and_only_the_batch_may_be_free(
+    files: dict[str, Path], name: str, batch: int | str
+) -> None:
+    proto = onnx.load(files[name])
+    for value in [*proto.graph.input, *proto.graph.output]:
+        first, *others = value.type.tensor_type.shape.dim
+        assert (first.dim_param or first.dim_value) == batch
+        assert all(side.dim_value > 0 for side in others)
     values = {value.name: numpy_helper.to_array(value) for value in proto.graph.initializer}
     pairs = [node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert pairs
@@ -121,6 +131,16 @@ def test_tensorrt_gets_symmetric_ranges_fixed_shapes_and_float_biases(files: dic
     assert {value.dtype for value in values.values()} <= {np.dtype(name) for name in ("float32", "int8", "int64")}
     assert not any(node.domain for node in proto.graph.node)
     assert "NonMaxSuppression" not in {node.op_type for node in proto.graph.node}
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1, 2), (5, 4, 3, 2, 1)])
+def test_for_any_batch_tensorrts_int8_file_computes_what_the_fixed_one_does_image_by_image(
+    files: dict[str, Path], model: Yolact, numbers: tuple[int, ...]
+) -> None:
+    found = outputs(files["tensorrt-any"], model, literal=True, numbers=numbers)
+    single = [outputs(files["tensorrt"], model, literal=True, numbers=[number]) for number in numbers]
+    for name in OUTPUT_NAMES:
+        assert relative_error(found[name], np.concatenate([one[name] for one in single])) < 1e-5
 
 
 def test_calibration_takes_images_evenly(model: Yolact) -> None:
