@@ -276,7 +276,7 @@ def try_bare(wheel: Path, source: Path, folder: Path) -> None:
     [program] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (home / "program.py").write_text(program, encoding="utf-8")
     tried("python", "program.py")
-    tried("yolact", "predict", "processed/images", "--model", "model", "-o", "out", "--score-threshold", "0.05")
+    tried("yolact", "predict", "processed/eval/images", "--model", "model", "-o", "out", "--score-threshold", "0.05")
     _refuse(
         "yolact predict did not write", {"out/detections.json"} - {str(p.relative_to(home)) for p in home.rglob("*")}
     )

@@ -23,8 +23,10 @@ class PreparedData:
 
     params: PipelineChannel
     """All settings, with the data's revision pinned."""
-    processed: PipelineChannel
-    """COCO instances."""
+    train_data: PipelineChannel
+    """COCO instances of the split ``train``."""
+    eval_data: PipelineChannel
+    """Those of the other splits, and the statistics of all."""
     last_task: PipelineTask
 
 
@@ -66,5 +68,14 @@ def prepare_data(
         images = {"scans": dsl.Collected(scanned.outputs["result"])}
     else:
         images = {"raw": raw}
-    prepared = configure_task(preprocess(data_params=settings, code_version=versions["preprocess"], **images), cluster)
-    return PreparedData(pinned.outputs["params"], prepared.outputs["processed"], prepared)
+    prepared = configure_task(
+        preprocess(
+            data_params=settings,
+            code_version=versions["preprocess"],
+            shards=pinned.outputs["shards"],
+            **images,
+        ),
+        cluster,
+    )
+    train_data, eval_data = (prepared.outputs[name] for name in ("train_data", "eval_data"))
+    return PreparedData(pinned.outputs["params"], train_data, eval_data, prepared)

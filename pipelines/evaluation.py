@@ -44,7 +44,7 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
             evaluate(
                 params=fetched.outputs["params"],
                 code_version=versions["evaluate"],
-                processed=data.processed,
+                eval_data=data.eval_data,
                 model=fetched.outputs["model"],
             ),
             cluster,

@@ -52,7 +52,8 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
         trained = train(
             params=data.params,
             code_version=versions["train"],
-            processed=data.processed,
+            train_data=data.train_data,
+            eval_data=data.eval_data,
             checkpoints=checkpoints,
             pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             resume_pipeline_run=resume_pipeline_run,
@@ -61,14 +62,14 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
         mount_checkpoints(configure_task(trained, cluster), cluster)
         model = trained.outputs["model"]
         evaluated = configure_task(
-            evaluate(params=data.params, code_version=versions["evaluate"], processed=data.processed, model=model),
+            evaluate(params=data.params, code_version=versions["evaluate"], eval_data=data.eval_data, model=model),
             cluster,
         )
         registered = configure_task(
             register(
                 params=data.params,
                 code_version=versions["register"],
-                processed=data.processed,
+                eval_data=data.eval_data,
                 model=model,
                 evaluation=evaluated.outputs["evaluation"],
             ),
@@ -78,7 +79,7 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
             promote(
                 params=data.params,
                 code_version=versions["promote"],
-                processed=data.processed,
+                eval_data=data.eval_data,
                 registration=registered.outputs["registration"],
             ),
             cluster,

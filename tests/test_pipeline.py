@@ -118,9 +118,9 @@ def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
     assert runs[0].data.params["train.batch_size"] == "4"
     assert {"train/total", "val/mask_AP50", "eval/mask_AP50"} <= runs[0].data.metrics.keys()
     assert len(client.get_metric_history(runs[0].info.run_id, "train/total")) == 6
-    digest = finished.json("data/processed/stats.json")["digest"]
+    digest = finished.json("data/processed/eval/stats.json")["digest"]
     data_sets = {entry.dataset.name: json.loads(entry.dataset.profile) for entry in runs[0].inputs.dataset_inputs}
-    splits = finished.json("data/processed/stats.json")["split_digests"]
+    splits = finished.json("data/processed/eval/stats.json")["split_digests"]
     assert {name: found["digest"] for name, found in data_sets.items()} == splits
     assert runs[0].data.tags["data_digest"] == digest
     version = client.get_model_version("yolact-smoke", "1")
@@ -231,12 +231,13 @@ def test_a_failing_step_says_what_to_do_and_the_next_repro_continues(fresh):
     output = fresh.run("dvc", "repro", "preprocess", expect=255)
     assert f"SegmentationObject/{mask.name}: no such file" in output
     assert "Traceback" not in output
-    assert not (fresh.root / "data/processed").exists()
+    assert "`dvc checkout data/processed/train data/processed/eval`" in output
+    assert not list(fresh.root.glob("data/processed/*"))
 
     mask.write_bytes(kept)
     output = fresh.run("dvc", "repro", "preprocess")
     assert "Running stage 'ingest'" in output
-    assert (fresh.root / "data/processed/stats.json").is_file()
+    assert (fresh.root / "data/processed/eval/stats.json").is_file()
 
 
 # The notebooks in examples/
@@ -278,7 +279,7 @@ def test_the_notebook_compare_runs_shows_both_runs_and_the_versions(fresh, monke
         ("1", ""),
         ("2", "candidate"),
     ]
-    assert fresh.json("data/processed/stats.json")["digest"] in lineage
+    assert fresh.json("data/processed/eval/stats.json")["digest"] in lineage
     assert second in lineage
     assert re.search(r"<th>train.lr</th>\s*<td>0.002</td>", settings)
     assert "models:/yolact-smoke/2/artifacts/params.yaml" in commands
@@ -342,10 +343,10 @@ def test_the_printed_commands_on_versions_of_the_data_run_as_written(
 
     clone = Project(tmp_path / "elsewhere")
     clone.environment = with_bucket.environment
-    digests = [clone.json("data/processed/stats.json")["digest"]]
+    digests = [clone.json("data/processed/eval/stats.json")["digest"]]
     clone.run("git", "checkout", "-q", "data-v1")
     clone.run("dvc", "checkout")
-    digests.append(clone.json("data/processed/stats.json")["digest"])
+    digests.append(clone.json("data/processed/eval/stats.json")["digest"])
     assert len(set(digests)) == 2
     clone.run("git", "checkout", "-q", "-")
 

@@ -466,8 +466,8 @@ class RuntimeConfig(Section):
     """Loader processes of each training process; 0 loads in the training process. ``auto``: one for each
     thread that the training process computes with, 8 at most. Results do not depend on it."""
     shards: Annotated[str, Field(pattern=r"^(local|s3://[^/]+(/.+)?)$")]
-    """``local``: images are read next to the annotations. ``s3://bucket/prefix``: a copy of the folder ``shards`` of
-    the processed data, from which images are read one by one."""
+    """``local``: images are next to the annotations. ``s3://bucket/prefix``: preprocess puts shards there
+    (``data.shard_size``) instead, and the other steps read images one by one from there."""
     shard_cache_gb: NonNegativeFloat
     """Maximum size of the images from S3 that each training process keeps in the folder for temporary files (TMPDIR),
     10^9 bytes; 0: none."""

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
+from yolact.data.processed import annotations_of
 from yolact.engine.anchor_fit import RECALL_IOU, AnchorFit, AnchorReport, Coverage, as_yaml, fit_anchors
 from yolact_cli.output import print_json
 from yolact_ops.settings.params import load_params
@@ -22,13 +23,13 @@ def run(data: Path, params: Path, *, as_json: bool, console: Console | None = No
     """Measure how well the anchors of a settings file fit a data set, and print better ones.
 
     Args:
-        data: folder that preprocess wrote (its ``train.json`` is read), or a COCO instances file.
+        data: folder that preprocess wrote (its training images are read), or a COCO instances file.
 
     Raises:
         DataError: the data cannot be read, or have no object.
         SettingsError: see `load_params`.
     """
-    path = data / "train.json" if data.is_dir() else data
+    path = annotations_of(data, "train") if data.is_dir() else data
     report = fit_anchors(CocoInstances.load(path), load_params(params).model)
     if as_json:
         print_json(report.to_json())

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from yolact.data.processed import EVAL
 from yolact_cli.runs import make_console
 from yolact_ops.comparison.comparison import Compared, compare
 from yolact_ops.comparison.report import find_images, write_report
@@ -55,7 +56,7 @@ def run(options: Options) -> None:
     a, client = open_side(options.a, None)
     b, _ = open_side(options.b, client)
     compared = compare(a, b, samples=options.samples, min_score=options.min_score)
-    images = find_images(compared, options.data)
+    images = find_images(compared, options.data / EVAL)
     write_report(options.output, compared, images, top=options.images, min_score=options.min_score)
     if options.as_json:
         print(json.dumps(as_json(compared, options.images), indent=2))

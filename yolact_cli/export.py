@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
+from yolact.data.processed import EVAL, annotations_of
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import IOU_TYPES, evaluate_coco, load_ground_truth, predict_dataset
 from yolact.formats.image_files import IMAGE_SUFFIXES
@@ -129,7 +130,7 @@ def _images(options: Options) -> Sequence[ImageInput]:
         if not found:
             raise DataError(f"--images {options.images}: no images there ({', '.join(IMAGE_SUFFIXES)})")
         return found
-    annotations = options.data / "val.json"
+    annotations = annotations_of(options.data, "val")
     if annotations.is_file():
         return _StoredImages(CocoInstances.load(annotations))
     if options.precision == "int8":
@@ -142,7 +143,7 @@ def _images(options: Options) -> Sequence[ImageInput]:
 
 def _evaluated(data: Path, classes: Sequence[str]) -> tuple[CocoInstances, Path]:
     """The images to evaluate with, and their annotations."""
-    annotations = evaluated_annotations(data)
+    annotations = evaluated_annotations(data / EVAL)
     instances = CocoInstances.load(annotations)
     if instances.class_names != list(classes):
         raise DataError(f"--evaluate: {annotations} has other classes than the model; --data names other data")

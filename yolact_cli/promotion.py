@@ -18,6 +18,7 @@ from components.promote.promotion import promote as promote_version
 from components.promote.promotion import rollback as roll_back
 from components.promote.report import headline
 from components.promote.rollout import NotServedError
+from yolact.data.processed import EVAL, PROCESSED
 from yolact.errors import SettingsError
 from yolact_cli.runs import make_console
 from yolact_ops.registry.history import Decision, History, read_history
@@ -27,7 +28,6 @@ from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.store import connect
 
 PARAMS = Path("params.yaml")
-PROCESSED = Path("data/processed")
 
 HEADINGS = ("when (UTC)", "what", "champion", "gain", "who", "reason")
 
@@ -36,7 +36,7 @@ def promote(request: Request, *, as_json: bool) -> int:
     """Promote a version; return the exit code: 0, or that of `RefusedError` or `NotServedError`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     params = load_params(PARAMS)
-    outcome = promote_version(params, request, processed_dir=PROCESSED)
+    outcome = promote_version(params, request, eval_data_dir=PROCESSED / EVAL)
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2, allow_nan=False))
     else:

@@ -10,7 +10,7 @@ from yolact_ops.commands.task import IMAGE
 def evaluate(
     params: str,
     code_version: str,
-    processed: Input[Dataset],
+    eval_data: Input[Dataset],
     model: Input[Model],
     evaluation: Output[Artifact],
     metrics: Output[Metrics],
@@ -22,7 +22,7 @@ def evaluate(
     Args:
         params: the whole of params.yaml, as YAML or JSON.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
-        processed: what preprocess wrote.
+        eval_data: what preprocess wrote for evaluation.
         model: what train or fetch wrote.
         evaluation: eval.json; report/ with detections in the COCO results format, tables, gallery; plots/.
         metrics: box and mask AP, AP50, AP75, AP70, by size.
@@ -33,13 +33,13 @@ def evaluate(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("evaluate", code_version, needs_mlflow=True, inputs=[processed, model]):
+    with kubeflow.task("evaluate", code_version, needs_mlflow=True, inputs=[eval_data, model]):
         from components.evaluate import display, step
 
         folder = Path(evaluation.path)
         step.run(
             kubeflow.settings(params),
-            processed_dir=Path(processed.path),
+            eval_data_dir=Path(eval_data.path),
             model_dir=Path(model.path),
             metrics_path=folder / "eval.json",
             report_dir=folder / "report",

@@ -1,6 +1,6 @@
 """The evaluate step: predict the test split, or without one the val split, compute metrics, write a report.
 
-Reads ``data/processed/`` and ``models/``; writes ``metrics/eval.json``, ``box.json`` and ``mask.json`` there,
+Reads ``data/processed/eval/`` and ``models/``; writes ``metrics/eval.json``, ``box.json`` and ``mask.json`` there,
 ``reports/eval/`` and ``plots/eval/``, and adds metrics and report to the training's MLflow run.
 """
 
@@ -14,6 +14,7 @@ import torch
 
 from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluation, write_plots, write_report
 from yolact.data.coco import CocoInstances
+from yolact.data.processed import EVAL, PROCESSED
 from yolact.devices import computing_threads
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import (
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 def run(
     params: Params,
     *,
-    processed_dir: Path,
+    eval_data_dir: Path,
     model_dir: Path,
     metrics_path: Path,
     report_dir: Path,
@@ -48,11 +49,11 @@ def run(
     scores_dir: Path | None = None,
     needs_store: bool = False,
 ) -> None:
-    """Evaluate the model in ``model_dir`` on the test split in ``processed_dir``, or without one on the val split.
+    """Evaluate the model in ``model_dir`` on the test split in ``eval_data_dir``, or without one on the val split.
 
     Args:
         params: the settings; reads ``evaluate`` and ``runtime``.
-        processed_dir: output of preprocess: images, and ``test.json`` or ``val.json``.
+        eval_data_dir: output of preprocess for evaluation: images, and ``test.json`` or ``val.json``.
         model_dir: output of train: ``model.safetensors``, ``model.json`` and ``run.json``.
         metrics_path: receives the metrics as JSON; identical detections give an identical file.
         report_dir: receives detections, tables, drawings and ``index.html``; replaced as a whole.
@@ -68,7 +69,7 @@ def run(
         TrackingError: the MLflow store rejects the request, or it is unavailable and ``needs_store`` is set; without
             ``needs_store`` everything is logged later.
     """
-    annotations = evaluated_annotations(processed_dir)
+    annotations = evaluated_annotations(eval_data_dir)
     data = load_instances(annotations, params.runtime)
     if not data.images:
         raise DataError(f"{annotations}: has no images; add images to that split and run preprocess again")
@@ -159,7 +160,7 @@ if __name__ == "__main__":
         "evaluate",
         lambda params: run(
             params,
-            processed_dir=Path("data/processed"),
+            eval_data_dir=PROCESSED / EVAL,
             model_dir=Path("models"),
             metrics_path=Path("metrics/eval.json"),
             report_dir=Path("reports/eval"),

@@ -46,4 +46,4 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path, reference: st
 
 if __name__ == "__main__":
     raw = Path("data/raw")
-    run_command("ingest", lambda params: run(params, raw_dir=raw, downloads_dir=Path("data/downloads")), output=raw)
+    run_command("ingest", lambda params: run(params, raw_dir=raw, downloads_dir=Path("data/downloads")), outputs=[raw])

@@ -12,20 +12,24 @@ from yolact_ops.commands.task import IMAGE
 def preprocess(
     data_params: str,
     code_version: str,
-    processed: Output[Dataset],
+    train_data: Output[Dataset],
+    eval_data: Output[Dataset],
     report: Output[HTML],
     raw: Input[Dataset] = None,
     scans: Input[List[Artifact]] = None,  # noqa: UP006
+    shards: str = "local",
 ) -> None:
     """Convert a data set of any format to COCO instances, list every problem found, and report.
 
     Args:
         data_params: the section data of params.yaml, as YAML or JSON.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
-        processed: images/, train.json, val.json, test.json if images are held out, and stats.json.
+        train_data: images/ and train.json.
+        eval_data: images/, val.json, test.json if images are held out, and stats.json.
         report: counts, sizes, a gallery, problems.
         raw: what ingest wrote; unless there are scans.
         scans: what the scan tasks wrote, of all parts.
+        shards: runtime.shards of params.yaml: where shards go.
     """
     from pathlib import Path
 
@@ -35,15 +39,16 @@ def preprocess(
         from components.preprocess import display, step
         from yolact_ops.sources.raw import opened
 
-        pages = Path(report.path).with_name("report_files")
+        pages, processed = (Path(report.path).with_name(name) for name in ("report_files", "processed"))
         params = kubeflow.data_settings(data_params)
         with opened(Path(raw.path) if raw else None, params) as folder:
             step.run(
                 params,
                 raw_dir=folder,
                 scans=[Path(scan.path) for scan in scans or []],
-                processed_dir=Path(processed.path),
+                processed_dir=processed,
                 report_dir=pages,
+                shards=shards,
             )
-        display.describe(processed)
+        display.hand_over(processed, train_data, eval_data)
         kubeflow.show_page(report, pages)

@@ -15,8 +15,9 @@ from components.preprocess.outcome import Outcome, outcome_of
 from components.preprocess.preparing import Prepared, merge_scans, prepare_all
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
-from components.preprocess.sharding import write_shards
+from components.preprocess.sharding import Sharding, move_images, write_shards
 from components.preprocess.statistics import statistics
+from yolact.data.processed import EVAL, PROCESSED, TRAIN, annotations_of
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
@@ -44,15 +45,16 @@ def run(
     report_dir: Path,
     raw_dir: Path | None = None,
     scans: Sequence[Path] = (),
+    shards: str = "local",
     workers: int | None = None,
 ) -> None:
     """Convert a data set to ``processed_dir``, which is replaced as a whole or left unchanged.
 
-    This writes ``images/`` (byte for byte if nothing has to change), ``train.json``, ``val.json`` and, if images are
-    held out, ``test.json`` (COCO instances), and ``stats.json``; with ``data.shard_size``, images are in ``shards/``
-    instead, and each split has an index, as ``train.arrow``. Into ``report_dir``, even if problems then stop the step,
-    it writes a page that shows them. The same data set gives the same bytes, independent of the number of workers, and
-    of scans.
+    Its folder ``train`` gets ``train.json`` (COCO instances), and its folder ``eval`` gets ``val.json``, ``test.json``
+    if images are held out, and ``stats.json``. In each is ``images/`` with the images of these splits (byte for byte if
+    nothing has to change); with ``data.shard_size``, they are in ``shards/`` instead or on S3, and each split has an
+    index, as ``train.arrow``. Into ``report_dir``, even if problems then stop the step, it writes a page that shows
+    them. The same data set gives the same bytes, independent of the number of workers, and of scans.
 
     Args:
         params: settings; uses ``data``.
@@ -60,18 +62,19 @@ def run(
         report_dir: folder of the report.
         raw_dir: folder of the data set, in any registered format (`yolact.formats.registry`); None: merge ``scans``.
         scans: without ``raw_dir``, what the tasks of the step scan wrote with the same settings, in any order.
+        shards: ``runtime.shards``: where shards go, to S3 before anything is in ``processed_dir``.
         workers: number of processes that read images and write shards; None: one per CPU core.
 
     Raises:
         DataError: there is no data set of a known format, a list of images is invalid, more images than
             ``data.max_problems`` or a larger share of objects than ``data.max_dropped`` cannot be used, nothing says
             on which image the masks of turned images are drawn, or a split has no image or no instance; or a scan is
-            missing, damaged or of another data set.
+            missing, damaged or of another data set; or the shards cannot be uploaded.
         SettingsError: ``data.classes`` names an unknown class.
     """
     count = workers or usable_cpus()
     dataset, prepare = _merged(scans) if raw_dir is None else _read(raw_dir, params.data, count)
-    _convert(params.data, dataset, prepare, processed_dir, report_dir, count)
+    _convert(params.data, dataset, prepare, processed_dir, report_dir, Sharding(params.data.shard_size, count, shards))
 
 
 def _read(raw_dir: Path, data: DataConfig, workers: int) -> tuple[Dataset, Prepare]:
@@ -102,7 +105,7 @@ def _convert(
     prepare: Prepare,
     processed_dir: Path,
     report_dir: Path,
-    workers: int,
+    sharding: Sharding,
 ) -> None:
     """Write the processed data and the report.
 
@@ -111,13 +114,14 @@ def _convert(
         dataset: the data set as listed.
         prepare: prepares the images.
         processed_dir, report_dir: see `run`.
-        workers: number of processes that write shards.
+        sharding: how images go into shards; not at all if its size is 0.
     """
     page = report_dir / "index.html"
     check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, data.classes)
     with replaced_directory(processed_dir) as folder:
-        (folder / "images").mkdir()
+        for name in ("images", TRAIN, EVAL):
+            (folder / name).mkdir()
         with Records(folder / ".records") as records:
             images, rejected, undecided = prepare(category_of, folder / "images", records)
             outcome = outcome_of(dataset, categories, images, rejected, data)
@@ -130,12 +134,14 @@ def _convert(
             write_report(
                 report_dir, stats, findings, categories, gallery, data, stopped=bool(refusal), readings=readings
             )
-            write_json_atomic(folder / "stats.json", stats)
+            write_json_atomic(folder / EVAL / "stats.json", stats)
             if refusal:
                 raise DataError(refusal)
             check_usable(dataset.root, outcome)
-            if data.shard_size:
-                write_shards(folder, outcome, records, dataset.image_ids, data.shard_size, workers)
+            if sharding.size:
+                write_shards(folder, outcome, records, dataset.image_ids, sharding)
+            else:
+                move_images(folder, outcome)
     _log_summary(outcome, findings, page)
 
 
@@ -145,7 +151,7 @@ def _written(
     """Write the JSON files of the splits; returns the content of ``stats.json``, and the findings in it."""
     for split, images in outcome.images.items():
         description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
-        path = folder / f"{split}.json"
+        path = annotations_of(folder, split)
         write_coco(path, images, records, dataset.image_ids, outcome.categories, description)
     digests = _digests(folder, outcome.images)
     stats = statistics(outcome, _joint(dict(ChainMap(*digests.values()))))
@@ -169,7 +175,7 @@ def _digests(folder: Path, images: Mapping[str, Sequence[ImageSummary]]) -> dict
     digests = {}
     for split, found in images.items():
         digests[split] = {f"images/{image.file_name}": image.sha256.hex() for image in found}
-        with (folder / f"{split}.json").open("rb") as file:
+        with annotations_of(folder, split).open("rb") as file:
             digests[split][f"{split}.json"] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
@@ -199,9 +205,14 @@ def _log_summary(outcome: Outcome, findings: Sequence[Finding], page: Path) -> N
 
 
 if __name__ == "__main__":
-    processed = Path("data/processed")
     run_command(
         "preprocess",
-        lambda params: run(params, raw_dir=Path("data/raw"), processed_dir=processed, report_dir=Path("reports/data")),
-        output=processed,
+        lambda params: run(
+            params,
+            raw_dir=Path("data/raw"),
+            processed_dir=PROCESSED,
+            report_dir=Path("reports/data"),
+            shards=params.runtime.shards,
+        ),
+        outputs=[PROCESSED / TRAIN, PROCESSED / EVAL],
     )

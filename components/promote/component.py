@@ -10,7 +10,7 @@ from yolact_ops.commands.task import IMAGE
 def promote(
     params: str,
     code_version: str,
-    processed: Input[Dataset],
+    eval_data: Input[Dataset],
     registration: Input[Artifact],
     promotion: Output[Artifact],
     summary: Output[Markdown],
@@ -22,7 +22,7 @@ def promote(
     Args:
         params: the whole of params.yaml, as YAML or JSON.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
-        processed: what preprocess wrote.
+        eval_data: what preprocess wrote for evaluation.
         registration: what register wrote.
         promotion: the decision and its reasons, as JSON.
         summary: the decision, rule by rule.
@@ -34,13 +34,13 @@ def promote(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("promote", code_version, needs_mlflow=True, inputs=[processed]):
+    with kubeflow.task("promote", code_version, needs_mlflow=True, inputs=[eval_data]):
         from components.promote import step
 
         outcome = step.run(
             kubeflow.settings(params),
             registration_path=Path(registration.path),
-            processed_dir=Path(processed.path),
+            eval_data_dir=Path(eval_data.path),
             report_path=Path(promotion.path),
             page_path=Path(summary.path),
         )

@@ -87,7 +87,7 @@ class Evaluator:
     """Finds a version's detections, evaluating it on the local processed data if necessary."""
 
     model: RegisteredModel
-    processed_dir: Path
+    eval_data_dir: Path
     runtime: RuntimeConfig
     batch_size: int
 
@@ -154,13 +154,13 @@ class Evaluator:
         """Evaluate the version on the processed data, which must have ``data_digest``."""
         number = int(version.version)
         self._check_data(number, data_digest)
-        annotations = evaluated_annotations(self.processed_dir)
+        annotations = evaluated_annotations(self.eval_data_dir)
         data = load_instances(annotations, self.runtime)
         tree = json.loads(annotations.read_text(encoding="utf-8"))
         found = hash_ground_truth(tree)
         if digest not in (None, found):
             raise RegistryError(
-                f"{annotations} is not what the other version was measured on, though {self.processed_dir} has the "
+                f"{annotations} is not what the other version was measured on, though {self.eval_data_dir} has the "
                 "same digest. Run the evaluate and register steps of that version again."
             )
         log.info("%s version %d is evaluated again on %s", self.model.name, number, annotations)
@@ -175,10 +175,10 @@ class Evaluator:
     def _check_data(self, number: int, data_digest: str | None) -> None:
         how_to_fix = (
             "Get that data first: check out its commit (`yolact lineage` names it), and run "
-            "`dvc pull data/processed` or `dvc repro preprocess`."
+            "`dvc pull data/processed/eval` or `dvc repro preprocess`."
         )
         try:
-            here = read_data_digest(self.processed_dir)
+            here = read_data_digest(self.eval_data_dir)
         except DataError as error:
             raise RegistryError(
                 f"{self.model.name} version {number} must be evaluated again: {error} {how_to_fix}"
@@ -186,7 +186,7 @@ class Evaluator:
         if data_digest is None or here != data_digest:
             raise RegistryError(
                 f"{self.model.name} version {number} must be evaluated again on the data with the digest "
-                f"{(data_digest or 'unknown')[:12]}, but {self.processed_dir} has {here[:12]}. {how_to_fix}"
+                f"{(data_digest or 'unknown')[:12]}, but {self.eval_data_dir} has {here[:12]}. {how_to_fix}"
             )
 
     def _store(self, version: ModelVersion, evidence: Evidence, annotations: Path) -> str:
@@ -200,7 +200,7 @@ class Evaluator:
             MODEL_TAG: version.tags["model_digest"],
             DETECTION_TAG: version.tags["detect_hash"],
             GROUND_TRUTH_TAG: evidence.digest,
-            "data_digest": read_data_digest(self.processed_dir),
+            "data_digest": read_data_digest(self.eval_data_dir),
         }
         name = f"evaluation of {self.model.name} {evidence.version}"
         with reported("start a run"):

@@ -128,13 +128,13 @@ class Request:
     dry_run: bool = False
 
 
-def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome:
+def promote(params: Params, request: Request, *, eval_data_dir: Path) -> Outcome:
     """Make a version champion if the gate allows it, see the module docstring.
 
     Args:
         params: ``promote`` is the gate; ``register``, ``evaluate.batch_size`` and ``runtime`` are read too.
         request: what to promote, and how.
-        processed_dir: what preprocess wrote; read only if a version must be evaluated again.
+        eval_data_dir: what preprocess wrote for evaluation; read only if a version must be evaluated again.
 
     Raises:
         RegistryError: the registry has no such model, version or alias; the versions cannot be compared; another
@@ -147,7 +147,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     model = RegisteredModel.open(connect(), request.name or params.register_.model_name)
     version = model.version(_wanted(model, request))
     number = int(version.version)
-    evaluator = Evaluator(model, processed_dir, params.runtime, params.evaluate.batch_size)
+    evaluator = Evaluator(model, eval_data_dir, params.runtime, params.evaluate.batch_size)
     service = Service.from_settings(params.promote)
     for _ in range(ATTEMPTS):
         previous = model.alias(CHAMPION)

@@ -1,7 +1,7 @@
 """The promote step: make the version that was just registered the champion if the gate allows it.
 
 The last step of the training pipeline; not part of ``dvc repro``, where a person decides (`yolact promote`).
-Reads ``reports/registration.json`` and the registry, and ``data/processed/`` if a version must be evaluated again;
+Reads ``reports/registration.json`` and the registry, and ``data/processed/eval/`` if a version must be evaluated again;
 writes ``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
 ``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written. A new champion that
 ``promote.service`` does not take up is a failure, with exit code 4 and the reports.
@@ -17,6 +17,7 @@ from components.promote.gate import Rule
 from components.promote.promotion import NOT_SERVED, Assessment, Outcome, RefusedError, Request, promote
 from components.promote.report import headline, to_markdown
 from components.promote.rollout import NotServedError
+from yolact.data.processed import EVAL, PROCESSED
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact_ops.commands.step import run_command
@@ -28,13 +29,13 @@ from yolact_ops.tracking.store import connect
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, *, registration_path: Path, processed_dir: Path, report_path: Path, page_path: Path) -> Outcome:
+def run(params: Params, *, registration_path: Path, eval_data_dir: Path, report_path: Path, page_path: Path) -> Outcome:
     """Promote the version that register names.
 
     Args:
         params: ``promote`` is the gate.
         registration_path: what register wrote.
-        processed_dir: what preprocess wrote.
+        eval_data_dir: what preprocess wrote for evaluation.
         report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused``, ``unchanged`` or
             ``not_served``), rules, metrics, what the service said.
         page_path: gets the same as human-readable Markdown.
@@ -54,7 +55,7 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
     """
     name, version, alias, floor = _read(registration_path)
     if alias == CANDIDATE:
-        outcome = promote(params, Request(version=version, name=name), processed_dir=processed_dir)
+        outcome = promote(params, Request(version=version, name=name), eval_data_dir=eval_data_dir)
     else:
         outcome = _below_floor(name, version, floor)
     write_json_atomic(report_path, outcome.to_json())
@@ -98,7 +99,7 @@ if __name__ == "__main__":
         lambda params: run(
             params,
             registration_path=Path("reports/registration.json"),
-            processed_dir=Path("data/processed"),
+            eval_data_dir=PROCESSED / EVAL,
             report_path=Path("reports/promotion.json"),
             page_path=Path("reports/promotion.md"),
         ),

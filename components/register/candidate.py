@@ -76,13 +76,13 @@ class Candidate:
         return value is not None and value >= self.params.register_.min_mask_ap50
 
 
-def gather_candidate(params: Params, model_dir: Path, processed_dir: Path, metrics_path: Path) -> Candidate:
+def gather_candidate(params: Params, model_dir: Path, eval_data_dir: Path, metrics_path: Path) -> Candidate:
     """Read and check what train, preprocess and evaluate wrote.
 
     Args:
         params: all settings.
         model_dir: what train wrote.
-        processed_dir: what preprocess wrote.
+        eval_data_dir: what preprocess wrote for evaluation.
         metrics_path: what evaluate wrote.
 
     Raises:
@@ -92,22 +92,22 @@ def gather_candidate(params: Params, model_dir: Path, processed_dir: Path, metri
     load_model(model_dir)
     evaluation = read_json(metrics_path, "evaluate")
     metrics = Metrics.of(evaluation, metrics_path)
-    evaluated = evaluated_annotations(processed_dir).stem
+    evaluated = evaluated_annotations(eval_data_dir).stem
     if evaluation.get("split") != evaluated:
         raise DataError(
-            f"{metrics_path}: measured on the split {evaluation.get('split')!r}, but {processed_dir} has "
+            f"{metrics_path}: measured on the split {evaluation.get('split')!r}, but {eval_data_dir} has "
             f"{evaluated!r} to evaluate on. Run the evaluate step again."
         )
-    val = load_instances(processed_dir / "val.json", params.runtime)
+    val = load_instances(eval_data_dir / "val.json", params.runtime)
     if not val.images:
-        raise DataError(f"{processed_dir / 'val.json'}: has no images; one is needed as the model's input example")
-    tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
+        raise DataError(f"{eval_data_dir / 'val.json'}: has no images; one is needed as the model's input example")
+    tags = gather_lineage(params, eval_data_dir=eval_data_dir).as_tags()
     tags["data_source"] = data_source(params)
     tags["detect_hash"] = hash_params(params.evaluate.detect)
     tags["model_digest"] = hash_files(model_dir / WEIGHTS_FILE, model_dir / DESCRIPTION_FILE)
     if BASE.is_file():
         tags["params_changes"] = json.dumps(changed_settings(params, load_params(BASE)))
-    stats = read_json(processed_dir / "stats.json", "preprocess")
+    stats = read_json(eval_data_dir / "stats.json", "preprocess")
     card = CardFacts(params.register_.model_name, params, evaluation, stats, tags)
     return Candidate(model_dir, val.store.read(val.images[0]), metrics, card)
 

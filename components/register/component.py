@@ -10,7 +10,7 @@ from yolact_ops.commands.task import IMAGE
 def register(
     params: str,
     code_version: str,
-    processed: Input[Dataset],
+    eval_data: Input[Dataset],
     model: Input[Model],
     evaluation: Input[Artifact],
     registration: Output[Artifact],
@@ -21,7 +21,7 @@ def register(
     Args:
         params: the whole of params.yaml, as YAML or JSON.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
-        processed: what preprocess wrote.
+        eval_data: what preprocess wrote for evaluation.
         model: what train wrote.
         evaluation: what evaluate wrote.
         registration: name, version, alias, metrics and identity as JSON.
@@ -35,13 +35,13 @@ def register(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("register", code_version, needs_mlflow=True, inputs=[processed, model, evaluation]):
+    with kubeflow.task("register", code_version, needs_mlflow=True, inputs=[eval_data, model, evaluation]):
         from components.register import display, step
 
         step.run(
             kubeflow.settings(params),
             model_dir=Path(model.path),
-            processed_dir=Path(processed.path),
+            eval_data_dir=Path(eval_data.path),
             metrics_path=Path(evaluation.path) / "eval.json",
             report_path=Path(registration.path),
         )

@@ -1,6 +1,6 @@
 """The register step: add the model to the MLflow registry as a version with its metrics and lineage.
 
-Reads ``models/``, ``data/processed/`` and ``metrics/eval.json``; writes ``reports/registration.json``. A version
+Reads ``models/``, ``data/processed/eval/`` and ``metrics/eval.json``; writes ``reports/registration.json``. A version
 whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``; the promote step decides about
 ``champion``.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from components.register.candidate import Candidate, gather_candidate
 from components.register.model_card import description
 from components.register.packaging import package_model
+from yolact.data.processed import EVAL, PROCESSED
 from yolact.files import write_json_atomic
 from yolact_ops.commands.step import run_command
 from yolact_ops.registry.publication import publish
@@ -36,7 +37,7 @@ VERSIONS_TAG = "mlflow.modelVersions"
 """MLflow's tag on a stored model for the link to its versions (mlflow.utils.mlflow_tags)."""
 
 
-def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: Path, report_path: Path) -> None:
+def run(params: Params, *, model_dir: Path, eval_data_dir: Path, metrics_path: Path, report_path: Path) -> None:
     """Register the model in ``model_dir``.
 
     The same model, data and detection settings are one version: registering them again updates its metrics, description
@@ -45,7 +46,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
     Args:
         params: all settings; ``register`` names the model and the floor.
         model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
-        processed_dir: what preprocess wrote: ``stats.json``, ``val.json`` and images.
+        eval_data_dir: what preprocess wrote for evaluation: ``stats.json``, ``val.json`` and images.
         metrics_path: what evaluate wrote.
         report_path: gets name, version, alias (or null), metrics and identity as JSON.
 
@@ -56,7 +57,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
         RegistryError: ``register.model_name`` is taken by another model.
         ModelRegistryError: the version is registered, but could not be copied to ``register.model_registry``.
     """
-    candidate = gather_candidate(params, model_dir, processed_dir, metrics_path)
+    candidate = gather_candidate(params, model_dir, eval_data_dir, metrics_path)
     with resume_run(params, model_dir / RUN_FILE) as tracker:
         model = RegisteredModel.open_or_create(tracker.client, candidate.name)
         candidate = _of_run(candidate, tracker)
@@ -195,7 +196,7 @@ if __name__ == "__main__":
         lambda params: run(
             params,
             model_dir=Path("models"),
-            processed_dir=Path("data/processed"),
+            eval_data_dir=PROCESSED / EVAL,
             metrics_path=Path("metrics/eval.json"),
             report_path=Path("reports/registration.json"),
         ),

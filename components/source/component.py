@@ -14,7 +14,7 @@ def source(
     data_repository: str = "",
     data_path: str = "",
     data_revision: str = "",
-) -> NamedTuple("Outputs", [("params", str), ("data_params", str), ("fingerprint", str)]):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", [("params", str), ("data_params", str), ("shards", str), ("fingerprint", str)]):  # type: ignore[valid-type]
     """Pin the data's revision, and check the settings before anything is fetched.
 
     Args:
@@ -25,7 +25,7 @@ def source(
         data_revision: commit, tag or branch of that repository.
 
     Returns:
-        All settings with the revision pinned, their section data, and a fingerprint of the data.
+        All settings with the revision pinned, their section data and runtime.shards, and a fingerprint of the data.
     """
     from yolact_ops.commands import task as kubeflow
 
@@ -35,4 +35,4 @@ def source(
 
         found = step.run(kubeflow.settings(params), repository=data_repository, path=data_path, revision=data_revision)
         data = DataParams(data=found.params.data)
-        return kubeflow.as_text(found.params), kubeflow.as_text(data), found.fingerprint
+        return kubeflow.as_text(found.params), kubeflow.as_text(data), found.params.runtime.shards, found.fingerprint

@@ -10,7 +10,8 @@ from yolact_ops.commands.task import IMAGE
 def train(
     params: str,
     code_version: str,
-    processed: Input[Dataset],
+    train_data: Input[Dataset],
+    eval_data: Input[Dataset],
     model: Output[Model],
     metrics: Output[Metrics],
     curves: Output[Dataset],
@@ -24,7 +25,8 @@ def train(
     Args:
         params: the whole of params.yaml, as YAML or JSON.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
-        processed: what preprocess wrote.
+        train_data: what preprocess wrote for training.
+        eval_data: what it wrote for evaluation; the training validates on it.
         model: model.safetensors, model.json and run.json (the MLflow run).
         metrics: losses of the last epoch, best validation, seconds per step.
         curves: train.json, and in plots/ losses.csv, lr.csv, ap.csv and loss_terms/.
@@ -37,14 +39,15 @@ def train(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("train", code_version, needs_mlflow=True, inputs=[processed]):
+    with kubeflow.task("train", code_version, needs_mlflow=True, inputs=[train_data, eval_data]):
         from components.train import display, trainjob
         from components.train.volume import checkpoints_folder
 
         summary = Path(curves.path) / "train.json"
         trainjob.run(
             kubeflow.settings(params),
-            processed_dir=Path(processed.path),
+            train_data_dir=Path(train_data.path),
+            eval_data_dir=Path(eval_data.path),
             model_dir=Path(model.path),
             metrics_path=summary,
             plots_dir=Path(curves.path) / "plots",

@@ -1,10 +1,10 @@
 """The train step: COCO instances in, trained network out.
 
-Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
-``metrics/train.json`` and ``plots/train/``; keeps its checkpoints in ``models/checkpoints/``. The training
-(`components.train.training`) runs in a child process, or in several, one for each GPU (``runtime.processes``), which
-are started again after a crash, a kill or a hang. This process does not import PyTorch: it stays small, and survives
-when memory runs out. Processes that ``torchrun`` has started train in themselves.
+Reads ``data/processed/train/`` and, for validation, ``data/processed/eval/``; writes ``models/model.safetensors``,
+``models/model.json`` and ``models/run.json``, ``metrics/train.json`` and ``plots/train/``; keeps its checkpoints in
+``models/checkpoints/``. The training (`components.train.training`) runs in a child process, or in several, one for each
+GPU (``runtime.processes``), which are started again after a crash, a kill or a hang. This process does not import
+PyTorch: it stays small, and survives when memory runs out. Processes that ``torchrun`` has started train in themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from components.train.supervisor import CrashedError, supervise, supervised
+from yolact.data.processed import EVAL, PROCESSED, TRAIN
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact.errors import SettingsError
 from yolact.files import locked
@@ -38,7 +39,8 @@ CHILD = "--supervised"
 def run(
     params: Params,
     *,
-    processed_dir: Path,
+    train_data_dir: Path,
+    eval_data_dir: Path,
     model_dir: Path,
     metrics_path: Path,
     plots_dir: Path,
@@ -66,7 +68,8 @@ def run(
 
             training.run(
                 params,
-                processed_dir=processed_dir,
+                train_data_dir=train_data_dir,
+                eval_data_dir=eval_data_dir,
                 model_dir=model_dir,
                 metrics_path=metrics_path,
                 plots_dir=plots_dir,
@@ -74,7 +77,8 @@ def run(
             )
             return
         paths = {
-            "processed_dir": str(processed_dir),
+            "train_data_dir": str(train_data_dir),
+            "eval_data_dir": str(eval_data_dir),
             "model_dir": str(model_dir),
             "metrics_path": str(metrics_path),
             "plots_dir": str(plots_dir),
@@ -161,7 +165,8 @@ if __name__ == "__main__":
             "train",
             lambda params: run(
                 params,
-                processed_dir=Path("data/processed"),
+                train_data_dir=PROCESSED / TRAIN,
+                eval_data_dir=PROCESSED / EVAL,
                 model_dir=Path("models"),
                 metrics_path=Path("metrics/train.json"),
                 plots_dir=Path("plots/train"),

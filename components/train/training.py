@@ -67,7 +67,10 @@ UPLOAD_PATIENCE = 20.0
 class _Paths:
     """Where the step reads and writes, see `run`."""
 
-    processed: Path
+    annotations: Mapping[str, Path]
+    """The instances files of the splits ``train`` and ``val``."""
+    statistics: Path
+    """The folder that has ``stats.json``."""
     model: Path
     metrics: Path
     plots: Path
@@ -79,7 +82,8 @@ class _Paths:
 def run(
     params: Params,
     *,
-    processed_dir: Path,
+    train_data_dir: Path,
+    eval_data_dir: Path,
     model_dir: Path,
     metrics_path: Path,
     plots_dir: Path,
@@ -87,14 +91,15 @@ def run(
     on_alive: Callable[[], None] = lambda: None,
     old_record: str | None = None,
 ) -> None:
-    """Train a network on the train split in ``processed_dir`` and validate it on the val split.
+    """Train a network on the images in ``train_data_dir`` and validate it on the val split in ``eval_data_dir``.
 
     Under ``torchrun`` the processes train together, and only rank 0 writes files and tracks the run.
 
     Args:
         params: the settings; reads ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and
             ``register.experiment``; all are logged.
-        processed_dir: output of preprocess: images, ``train.json``, ``val.json`` and ``stats.json``.
+        train_data_dir: output of preprocess for training: images and ``train.json``.
+        eval_data_dir: its output for evaluation: images, ``val.json`` and ``stats.json``.
         model_dir: receives the model and the MLflow run's id.
         metrics_path: receives a summary of the run as JSON.
         plots_dir: receives ``losses.csv``, ``lr.csv`` and ``ap.csv``; existing content is replaced.
@@ -121,7 +126,9 @@ def run(
             yolact_ops/tracking/runs.py.
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
-    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)
+    annotations = {"train": train_data_dir / "train.json", "val": eval_data_dir / "val.json"}
+    is_own = checkpoints_dir is not None
+    paths = _Paths(annotations, eval_data_dir, model_dir, metrics_path, plots_dir, checkpoints, is_own)
     with computing_threads(params.runtime.threads), joined_world(params.runtime.device) as world:
         if not world.is_main:
             logging.getLogger().setLevel(logging.WARNING)
@@ -142,7 +149,7 @@ def _run(
     completely."""
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
-    train, val = (_load_split(paths.processed, split, params.runtime) for split in ("train", "val"))
+    train, val = (_load_split(paths.annotations[split], params.runtime) for split in ("train", "val"))
     # Before the trainer does so: fingerprint and MLflow get the numbers, so a run resumes only with as many images.
     params = world.broadcast(resolve(params, train, log_it=world.is_main))
     if world.is_main:
@@ -150,8 +157,8 @@ def _run(
     interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
-    digests = read_split_digests(paths.processed)
-    data_digest = read_data_digest(paths.processed)
+    digests = read_split_digests(paths.statistics)
+    data_digest = read_data_digest(paths.statistics)
     fingerprint = _fingerprint(params, data_digest, train.class_names)
     extension = _extension(params, data_digest, train.class_names)
     with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
@@ -163,7 +170,7 @@ def _run(
         interrupts.stop_if_requested()
 
         model, start = _network(params, train.class_names, world, resumed=state is not None)
-        validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world, on_alive)
+        validation = Validation(val, paths.annotations["val"], params.evaluate.batch_size, world, on_alive)
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
             with start_advised(params, device):
@@ -183,7 +190,7 @@ def _run(
                 tracker.set_tags({TRAIN_THREADS_TAG: str(torch.get_num_threads())})
                 if start is not None:
                     tracker.set_tags({START_TAG: start})
-                _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
+                _log_data(tracker, params, paths, digests, {"train": train, "val": val})
                 interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures, on_alive)
                 trainer = make_trainer(listener, tracker.record.to_json())
@@ -221,7 +228,7 @@ def _warn_of_data(train: CocoInstances, val: CocoInstances, params: Params, path
         log.warning(
             "%s: its objects are crowd regions alone, so AP cannot be measured: the weights of the last validation are "
             "kept, and train.patience has no effect",
-            paths.processed / "val.json",
+            paths.annotations["val"],
         )
 
 
@@ -297,8 +304,7 @@ def _check_start(config: ModelConfig, model_dir: Path) -> None:
         )
 
 
-def _load_split(processed_dir: Path, split: str, runtime: RuntimeConfig) -> CocoInstances:
-    path = processed_dir / f"{split}.json"
+def _load_split(path: Path, runtime: RuntimeConfig) -> CocoInstances:
     data = load_instances(path, runtime)
     if not any(data.objects.values()):
         raise DataError(f"{path}: {len(data.images)} images without any object; check the source and preprocess again")
@@ -354,7 +360,7 @@ def _start_digest(config: ModelConfig) -> str | None:
 def _log_data(
     tracker: Tracker,
     params: Params,
-    processed_dir: Path,
+    paths: _Paths,
     digests: Mapping[str, str],
     splits: Mapping[str, CocoInstances],
 ) -> None:
@@ -366,10 +372,10 @@ def _log_data(
                 name=split,
                 digest=digests[split],
                 source=data_source(params),
-                path=processed_dir / f"{split}.json",
+                path=paths.annotations[split],
                 context=context,
                 num_images=len(splits[split].images),
             )
         )
     note = run_note(params, splits["val"].class_names, len(splits["val"].images), {})
-    tracker.set_tags({"data_digest": read_data_digest(processed_dir), NOTE_TAG: note})
+    tracker.set_tags({"data_digest": read_data_digest(paths.statistics), NOTE_TAG: note})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from components.train import node, step
@@ -32,7 +33,8 @@ log = logging.getLogger(__name__)
 def run(
     params: Params,
     *,
-    processed_dir: Path,
+    train_data_dir: Path,
+    eval_data_dir: Path,
     model_dir: Path,
     metrics_path: Path,
     plots_dir: Path,
@@ -46,7 +48,8 @@ def run(
     Outside of a cluster this machine trains, on the CPU with as many processes as there would be nodes.
 
     Args:
-        params, processed_dir, model_dir, metrics_path, plots_dir, checkpoints_dir: see `components.train.step.run`.
+        params, train_data_dir, eval_data_dir, model_dir, metrics_path, plots_dir, checkpoints_dir: see
+            `components.train.step.run`.
         nodes: `Nodes` as JSON; empty: train here.
         shared: folder on the volume of checkpoints for what the nodes read and write; removed at the end.
         code_version: version of the step's code, which each node compares with its own.
@@ -60,7 +63,8 @@ def run(
     if not nodes or POD_VARIABLE not in os.environ:
         step.run(
             _on_one_machine(params, nodes),
-            processed_dir=processed_dir,
+            train_data_dir=train_data_dir,
+            eval_data_dir=eval_data_dir,
             model_dir=model_dir,
             metrics_path=metrics_path,
             plots_dir=plots_dir,
@@ -78,7 +82,8 @@ def run(
         job.claim()
         try:
             with interrupts.at_once():
-                _lay_out(params, code_version, processed_dir, checkpoints_dir, shared)
+                data = {"train_data_dir": train_data_dir, "eval_data_dir": eval_data_dir}
+                _lay_out(params, code_version, data, checkpoints_dir, shared)
                 job.begin()
                 job.follow()
                 _take_results(shared, model_dir, metrics_path, plots_dir)
@@ -108,15 +113,15 @@ def _on_one_machine(params: Params, nodes: str) -> Params:
     return params.model_copy(update={"runtime": runtime})
 
 
-def _lay_out(params: Params, code_version: str, processed: Path, checkpoints: Path, shared: Path) -> None:
-    """Put what the nodes read on the volume, unless an earlier try of the task has done so."""
-    if not (shared / "processed").is_dir():
-        ignored = () if params.runtime.shards == "local" else ("images", "shards")
-        log.info("copying %s to %s", processed, shared)
-        with replaced_directory(shared / "processed") as folder:
-            shutil.copytree(processed, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*ignored))
-    paths = {
-        "processed_dir": shared / "processed",
+def _lay_out(params: Params, code_version: str, data: Mapping[str, Path], checkpoints: Path, shared: Path) -> None:
+    """Put what the nodes read on the volume, unless an earlier try of the task has done so; ``data`` by the argument's
+    name."""
+    for name, path in data.items():
+        if not (shared / name).is_dir():
+            log.info("copying %s to %s", path, shared)
+            with replaced_directory(shared / name) as folder:
+                shutil.copytree(path, folder, dirs_exist_ok=True)
+    paths = {name: shared / name for name in data} | {
         "model_dir": shared / "model",
         "metrics_path": shared / "train.json",
         "plots_dir": shared / "plots",

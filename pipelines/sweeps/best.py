@@ -13,6 +13,7 @@ from pipelines.sweeps.exit_codes import crash_exit_code
 from pipelines.sweeps.runs import end_run, log_best
 from pipelines.sweeps.sweep import BEST_VARIABLE, Best, SweepFolder
 from pipelines.sweeps.trial import open_parent
+from yolact.data.processed import EVAL
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.task import settings, task
 
@@ -35,13 +36,14 @@ def finish(best: Best) -> None:
         log_best(parent, sweep.metric, place.value(sweep.metric), tags)
     if best.registers:
         processed, report = prepare_data(sweep, folder), folder.path / "registration.json"
+        data = processed / EVAL
         metrics = place.metrics_file
-        if validation_data(processed, folder) != processed:
+        if validation_data(processed, folder) != data:
             metrics = place.path / "held_out" / "eval.json"
             with task("evaluate", sweep.version("evaluate"), needs_mlflow=True):
                 evaluate.run(
                     params,
-                    processed_dir=processed,
+                    eval_data_dir=data,
                     model_dir=place.model,
                     metrics_path=metrics,
                     report_dir=metrics.with_name("report"),
@@ -52,7 +54,7 @@ def finish(best: Best) -> None:
             register.run(
                 params,
                 model_dir=place.model,
-                processed_dir=processed,
+                eval_data_dir=data,
                 metrics_path=metrics,
                 report_path=report,
             )
@@ -60,7 +62,7 @@ def finish(best: Best) -> None:
             promote.run(
                 params,
                 registration_path=report,
-                processed_dir=processed,
+                eval_data_dir=data,
                 report_path=folder.path / "promotion.json",
                 page_path=folder.path / "promotion.md",
             )

@@ -8,6 +8,7 @@ from components.ingest import step as ingest
 from components.preprocess import step as preprocess
 from components.source import step as source
 from pipelines.sweeps.sweep import Sweep, SweepFolder
+from yolact.data.processed import EVAL
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
 from yolact_ops.commands.task import as_text, settings, task
@@ -25,10 +26,10 @@ def prepare_data(sweep: Sweep, folder: SweepFolder) -> Path:
     with folder.lock():
         if sweep.processed:
             processed = Path(sweep.processed)
-            if not (processed / "stats.json").is_file():
+            if not (processed / EVAL / "stats.json").is_file():
                 raise SettingsError(
-                    f"--processed {processed}: no processed data there (no stats.json). Run `dvc repro preprocess` "
-                    "first, or leave the option out"
+                    f"--processed {processed}: no processed data there (no {EVAL}/stats.json). Run "
+                    "`dvc repro preprocess` first, or leave the option out"
                 )
             if not folder.params_file.is_file():
                 write_text_atomic(folder.params_file, sweep.params)
@@ -40,16 +41,17 @@ def prepare_data(sweep: Sweep, folder: SweepFolder) -> Path:
 
 
 def validation_data(processed: Path, folder: SweepFolder) -> Path:
-    """The processed data without images that are held out, as evaluate would measure those instead of validation's.
+    """The data for evaluation without images that are held out, which evaluate would measure in place of validation's.
 
     Which trial is the best may not depend on them: the gate compares models on them.
     """
-    if not (processed / f"{EVALUATED_SPLITS[0]}.json").is_file():
-        return processed
+    data = processed / EVAL
+    if not (data / f"{EVALUATED_SPLITS[0]}.json").is_file():
+        return data
     view = folder.path / "data" / "validation"
     with folder.lock():
         view.mkdir(parents=True, exist_ok=True)
-        for path in processed.resolve().iterdir():  # images or shards with their indexes, annotations, statistics
+        for path in data.resolve().iterdir():  # images or shards with their indexes, annotations, statistics
             if path.stem != EVALUATED_SPLITS[0] and not (view / path.name).is_symlink():
                 (view / path.name).symlink_to(path)
     return view
@@ -68,5 +70,5 @@ def _make_data(sweep: Sweep, folder: SweepFolder, processed: Path) -> None:
         ingest.run(params, raw_dir=raw, downloads_dir=folder.path / "data" / "downloads")
     with task("preprocess", sweep.version("preprocess")):
         report = folder.path / "data" / "report"
-        preprocess.run(params, raw_dir=raw, processed_dir=processed, report_dir=report)
+        preprocess.run(params, raw_dir=raw, processed_dir=processed, report_dir=report, shards=params.runtime.shards)
     write_text_atomic(folder.params_file, as_text(params))

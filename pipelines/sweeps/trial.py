@@ -22,6 +22,7 @@ from pipelines.sweeps.data import prepare_data, shared_params, validation_data
 from pipelines.sweeps.exit_codes import crash_exit_code
 from pipelines.sweeps.runs import end_run, open_run
 from pipelines.sweeps.sweep import TRIAL_VARIABLE, Sweep, SweepFolder, Trial, TrialFolder
+from yolact.data.processed import EVAL, TRAIN
 from yolact.engine.interrupts import InterruptedRunError, Interrupts
 from yolact.errors import EX_TEMPFAIL
 from yolact.files import write_text_atomic
@@ -61,7 +62,8 @@ def _train_and_evaluate(sweep: Sweep, place: TrialFolder, params: Params, proces
     with task("train", sweep.version("train"), needs_mlflow=True):
         train.run(
             params,
-            processed_dir=processed,
+            train_data_dir=processed / TRAIN,
+            eval_data_dir=processed / EVAL,
             model_dir=place.model,
             metrics_path=place.path / "train.json",
             plots_dir=place.path / "plots" / "train",
@@ -70,7 +72,7 @@ def _train_and_evaluate(sweep: Sweep, place: TrialFolder, params: Params, proces
     with task("evaluate", sweep.version("evaluate"), needs_mlflow=True):
         evaluate.run(
             params,
-            processed_dir=validation,
+            eval_data_dir=validation,
             model_dir=place.model,
             metrics_path=place.metrics_file,
             report_dir=place.path / "report",

@@ -19,7 +19,7 @@ from yolact_ops.settings.params import load_params
 def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:
     """Promote; return the status and the previous champion."""
     request = promotion.Request(version=version, name=name)
-    outcome = promotion.promote(load_params(params_file), request, processed_dir=Path("nowhere"))
+    outcome = promotion.promote(load_params(params_file), request, eval_data_dir=Path("nowhere"))
     return outcome.status, outcome.previous
 
 

@@ -67,11 +67,11 @@ def run(params: Params, folder: Path) -> None:
 def test_an_added_format_is_ingested_prepared_and_reported(params: Params, tmp_path: Path) -> None:
     run(params, tmp_path)
     assert sorted(path.name for path in (tmp_path / "raw/index-masks").iterdir()) == ["class.txt", "images", "numbers"]
-    val = COCO(str(tmp_path / "processed/val.json"))
+    val = COCO(str(tmp_path / "processed/eval/val.json"))
     assert [row["file_name"] for row in val.dataset["images"]] == ["a.png", "b.png"]
     assert val.dataset["categories"] == [{"id": 1, "name": "cell"}]
     assert [row["bbox"] for row in val.dataset["annotations"]] == 2 * [[5, 5, 10, 10], [30, 20, 20, 10]]
-    stats = json.loads((tmp_path / "processed/stats.json").read_text())
+    stats = json.loads((tmp_path / "processed/eval/stats.json").read_text())
     assert (stats["format"], stats["splits"]["train"]["images"], stats["warnings"]) == ("index masks", 20, [])
     page = (tmp_path / "report/index.html").read_text()
     assert "index masks format" in page

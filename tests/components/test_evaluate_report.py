@@ -134,7 +134,7 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> KeptTracker:
 def run(params: Params, folder: Path) -> None:
     step.run(
         params,
-        processed_dir=folder / "processed",
+        eval_data_dir=folder / "processed",
         model_dir=folder / "models",
         metrics_path=folder / "metrics" / "eval.json",
         report_dir=folder / "reports" / "eval",

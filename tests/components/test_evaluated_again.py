@@ -33,7 +33,7 @@ from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 from yolact_ops.tracking.runs import resume_run, start_run
 
 CLASSES = ["cat", "dog"]
-PROCESSED, MODELS = Path("data/processed"), Path("models")
+EVAL_DATA, MODELS = Path("data/processed/eval"), Path("models")
 IMAGES = 3
 
 
@@ -62,10 +62,10 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 def write_data(seed: int) -> None:
     """Write a val split of noise; each seed gives other content and another digest."""
     random = np.random.default_rng(seed)
-    (PROCESSED / "images").mkdir(parents=True, exist_ok=True)
+    (EVAL_DATA / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for k in range(1, IMAGES + 1):
-        Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(PROCESSED / f"images/{k}.png")
+        Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(EVAL_DATA / f"images/{k}.png")
         images.append({"id": k, "file_name": f"{k}.png", "width": 80, "height": 60})
         left = 5 * seed
         polygon = [left, 5, left + 40, 5, left + 40, 45, left, 45]
@@ -75,15 +75,15 @@ def write_data(seed: int) -> None:
         )
     categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, start=1)]
     tree = {"images": images, "annotations": annotations, "categories": categories}
-    (PROCESSED / "val.json").write_text(json.dumps(tree))
+    (EVAL_DATA / "val.json").write_text(json.dumps(tree))
     splits = {split: {"images": IMAGES, "instances": IMAGES} for split in ("train", "val")}
     stats = {"digest": f"data-{seed}", "splits": splits, "duplicates": {"across_splits": {"count": 0}}}
-    (PROCESSED / "stats.json").write_text(json.dumps(stats))
+    (EVAL_DATA / "stats.json").write_text(json.dumps(stats))
 
 
 def found_by(seed: int, params: Params) -> list[dict[str, Any]]:
     """Detections of the network on the current data."""
-    data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
+    data = CocoInstances.load(EVAL_DATA / "val.json", EVAL_DATA / "images")
     return predict_dataset(Predictor(network(seed, params), CLASSES, params.evaluate.detect), data).rows
 
 
@@ -102,14 +102,14 @@ def train_evaluate_register(
     with start_run(params, MODELS / "run.json"):
         pass
     rows = found_by(seed, params)
-    ground_truth = load_ground_truth(PROCESSED / "val.json")
+    ground_truth = load_ground_truth(EVAL_DATA / "val.json")
     metrics = {kind: evaluate_coco(ground_truth, rows, kind).to_json() for kind in ("box", "mask")}
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics/eval.json").write_text(json.dumps({"split": "val", "images": IMAGES} | metrics))
     Path("detections.json").write_text(json.dumps(rows))
     folder = Path("packed")
     folder.mkdir(exist_ok=True)
-    pack_evaluation(folder, PROCESSED / "val.json", Path("detections.json"))
+    pack_evaluation(folder, EVAL_DATA / "val.json", Path("detections.json"))
     begin("evaluate")
     with resume_run(params, MODELS / "run.json", step="evaluate") as tracker:
         client.log_artifacts(tracker.run_id, str(folder), FOLDER)
@@ -118,7 +118,7 @@ def train_evaluate_register(
     register_step.run(
         params,
         model_dir=MODELS,
-        processed_dir=PROCESSED,
+        eval_data_dir=EVAL_DATA,
         metrics_path=Path("metrics/eval.json"),
         report_path=report,
     )
@@ -126,7 +126,7 @@ def train_evaluate_register(
 
 
 def ask(params: Params, version: int) -> Outcome:
-    return promote(params, Request(version=version), processed_dir=PROCESSED)
+    return promote(params, Request(version=version), eval_data_dir=EVAL_DATA)
 
 
 def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates_data(
@@ -148,7 +148,7 @@ def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates_data(
     _, rows = evidence.read_evaluation(client, run.info.run_id)
     expected = found_by(1, params)  # the champion's network on the candidate's data
     assert len(rows) == len(expected) > 0
-    ground_truth = load_ground_truth(PROCESSED / "val.json")
+    ground_truth = load_ground_truth(EVAL_DATA / "val.json")
     value = evaluate_coco(ground_truth, expected, "mask").AP
     assert metrics["champion"] == pytest.approx(value, abs=1e-6)
     assert run.data.metrics["eval/mask_AP"] == pytest.approx(value, abs=1e-6)
@@ -156,7 +156,7 @@ def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates_data(
     assert any("measured on other data" in note for note in outcome.assessment.notes)
 
     client.set_registered_model_alias("yolact", "champion", "1")
-    shutil.rmtree(PROCESSED)  # not needed again
+    shutil.rmtree(EVAL_DATA)  # not needed again
     again = ask(params, 2)
     assert again.assessment.metrics["champion_evaluation_run"] == run.info.run_id
 
@@ -188,7 +188,7 @@ def test_under_kubeflows_mlflow_integration_each_run_is_below_its_one_parent_run
 
 def test_classes_are_matched_by_name(client: MlflowClient, params: Params) -> None:
     write_data(seed=1)
-    data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
+    data = CocoInstances.load(EVAL_DATA / "val.json", EVAL_DATA / "images")
     classes = ["bird", "dog", "cat"]
     predictor = Predictor(network(3, params, classes), classes, params.evaluate.detect)
     rows = evidence._predict(predictor, data)
@@ -250,7 +250,7 @@ def test_lineage_has_the_origin_and_the_commands_that_rebuild_the_version(
         "mlflow artifacts download --artifact-uri models:/yolact/1/artifacts/params.yaml --dst-path rebuilt"
         " && mv rebuilt/artifacts/params.yaml rebuilt/",
         "cd rebuilt && make install && source .venv/bin/activate",
-        f"git checkout {results} -- dvc.lock && dvc pull data/raw data/processed",
+        f"git checkout {results} -- dvc.lock && dvc pull data/raw data/processed/train data/processed/eval",
         "dvc repro --force --single-item train",
         "dvc repro evaluate",
     ]

@@ -29,6 +29,8 @@ from yolact.palette import voc_palette
 from yolact_ops.settings.params import Params, SplitConfig, load_params
 
 PERSON, DOG = 15, 12
+FOLDERS = {"train": "train", "val": "eval", "test": "eval"}
+"""Folder of the processed data by split."""
 XML = (
     "<annotation><object><name>{name}</name><truncated>1</truncated><difficult>0</difficult><bndbox><xmin>3</xmin>"
     "<ymin>3</ymin><xmax>{xmax}</xmax><ymax>7</ymax></bndbox></object></annotation>"
@@ -102,7 +104,7 @@ def processed(tmp_path: Path) -> Path:
 def preprocess(raw: Path, processed: Path, params: Callable[..., Params]) -> Callable[..., dict[str, Any]]:
     def call(**settings: Any) -> dict[str, Any]:
         run(params(**settings), raw_dir=raw, processed_dir=processed, report_dir=processed.with_name("report"))
-        return dict(json.loads((processed / "stats.json").read_text()))
+        return dict(json.loads((processed / "eval/stats.json").read_text()))
 
     return call
 
@@ -113,7 +115,7 @@ def preprocess_coco(tmp_path: Path, processed: Path, params: Callable[..., Param
 
     def call(**settings: Any) -> dict[str, Any]:
         run(params(**settings), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
-        return dict(json.loads((processed / "stats.json").read_text()))
+        return dict(json.loads((processed / "eval/stats.json").read_text()))
 
     return call
 
@@ -126,12 +128,16 @@ def test_images_json_and_statistics_are_written(
     preprocess: Callable[..., dict[str, Any]], processed: Path, voc: Path
 ) -> None:
     stats = preprocess()
-    names = {f"images/{path.name}" for path in (voc / "JPEGImages").iterdir()}
-    assert set(contents(processed)) == names | {"train.json", "val.json", "stats.json"}
-    for path in (voc / "JPEGImages").iterdir():
-        assert (processed / "images" / path.name).read_bytes() == path.read_bytes()
+    found = contents(processed)
+    images = {
+        f"train/images/{name}.jpg": (voc / f"JPEGImages/{name}.jpg").read_bytes()
+        for name in ("2007_000001", "2007_000002", "2007_000003")
+    }
+    images["eval/images/2008_000001.jpg"] = (voc / "JPEGImages/2008_000001.jpg").read_bytes()
+    assert set(found) == images.keys() | {"train/train.json", "eval/val.json", "eval/stats.json"}
+    assert images.items() <= found.items()
 
-    train = json.loads((processed / "train.json").read_text())
+    train = json.loads((processed / "train/train.json").read_text())
     assert [image["id"] for image in train["images"]] == [2007000001, 2007000002, 2007000003]
     assert [(a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in train["annotations"]] == [
         (1, 2007000001, PERSON, [2, 2, 4, 5], 20),
@@ -240,8 +246,8 @@ def test_as_many_problems_as_allowed_are_skipped_and_listed(
     assert problem["reason"].startswith("cannot be decoded to its end")
     train = stats["splits"]["train"]
     assert (train["listed"], train["left_out"], train["images"], train["instances"]) == (3, 1, 2, 1)
-    assert not (processed / "images/2007_000001.jpg").exists()
-    assert "2007_000001" not in (processed / "train.json").read_text()
+    assert not (processed / "train/images/2007_000001.jpg").exists()
+    assert "2007_000001" not in (processed / "train/train.json").read_text()
 
 
 def test_long_lists_of_problems_are_shortened_in_the_message_and_complete_on_the_page(
@@ -348,10 +354,10 @@ def test_killed_run_leaves_nothing_that_looks_finished_and_the_next_one_works(
         process.send_signal(signal.SIGKILL)
     assert not processed.exists()
     (leftover,) = processed.parent.glob(".processed.*.part")
-    assert (leftover / "train.json").exists()
+    assert (leftover / "train/train.json").exists()
 
     preprocess()
-    assert set(json.loads((processed / "stats.json").read_text())["splits"]) == {"train", "val"}
+    assert set(json.loads((processed / "eval/stats.json").read_text())["splits"]) == {"train", "val"}
     assert not list(processed.parent.glob(".processed.*"))
 
 
@@ -375,9 +381,9 @@ def test_real_images_convert_and_their_masks_equal_the_png(
 ) -> None:
     run(params(), raw_dir=voc_mini, processed_dir=processed, report_dir=processed.with_name("report"))
     root = voc_mini / "VOCdevkit/VOC2012"
-    assert json.loads((processed / "stats.json").read_text())["problems"] == []
+    assert json.loads((processed / "eval/stats.json").read_text())["problems"] == []
     for split in ("train", "val"):
-        coco = COCO(processed / f"{split}.json")
+        coco = COCO(processed / FOLDERS[split] / f"{split}.json")
         listed = (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
         assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [f"{n}.jpg" for n in sorted(listed)]
         for image in coco.loadImgs(coco.getImgIds())[:40]:
@@ -406,8 +412,8 @@ def test_image_bytes_survive_unusual_jpeg(
     (voc / "JPEGImages/2007_000001.jpg").unlink()
     (voc / "JPEGImages/2007_000001.JPEG").write_bytes(buffer.getvalue())
     preprocess()
-    assert (processed / "images/2007_000001.JPEG").read_bytes() == buffer.getvalue()
-    assert json.loads((processed / "train.json").read_text())["images"][0]["file_name"] == "2007_000001.JPEG"
+    assert (processed / "train/images/2007_000001.JPEG").read_bytes() == buffer.getvalue()
+    assert json.loads((processed / "train/train.json").read_text())["images"][0]["file_name"] == "2007_000001.JPEG"
 
 
 # Formats, splits, classes, sizes
@@ -446,7 +452,7 @@ def make_coco_split(root: Path, name: str) -> Path:
 
 
 def load_split(processed: Path, split: str) -> dict[str, Any]:
-    return dict(json.loads((processed / f"{split}.json").read_text()))
+    return dict(json.loads((processed / FOLDERS[split] / f"{split}.json").read_text()))
 
 
 def test_a_coco_file_without_split_is_split_by_class(
@@ -456,7 +462,7 @@ def test_a_coco_file_without_split_is_split_by_class(
     run(
         params(split=split(val=0.2)), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report"
     )
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = json.loads((processed / "eval/stats.json").read_text())
     assert (stats["format"], stats["split_by"]) == ("COCO", {"train": "source", "val": "share"})
     assert stats["classes"] == {
         "red": {"train": {"images": 32, "instances": 32}, "val": {"images": 8, "instances": 8}},
@@ -465,7 +471,7 @@ def test_a_coco_file_without_split_is_split_by_class(
     ids = [image["id"] for split in ("train", "val") for image in load_split(processed, split)["images"]]
     assert sorted(ids) == list(range(100, 140))
     name = load_split(processed, "val")["images"][0]["file_name"]
-    assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
+    assert (processed / "eval/images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
 
 
 def test_a_share_of_the_images_is_held_out_and_both_shares_are_stratified(
@@ -489,9 +495,9 @@ def test_a_share_of_the_images_is_held_out_and_both_shares_are_stratified(
     assert "<th>test images</th><th>test objects</th>" in text
     assert "Gallery: test" in text
     preprocess_coco(split=split(val=0.25, test=0.2, seed=1))
-    assert json.loads((processed / "stats.json").read_text())["digest"] != before[0]
+    assert json.loads((processed / "eval/stats.json").read_text())["digest"] != before[0]
     preprocess_coco(split=split(val=0.25))
-    assert not (processed / "test.json").exists()
+    assert not (processed / "eval/test.json").exists()
 
 
 def test_a_test_folder_of_the_source_is_held_out_unless_the_setting_says_none(
@@ -500,11 +506,11 @@ def test_a_test_folder_of_the_source_is_held_out_unless_the_setting_says_none(
     for name in ("train", "valid", "test"):
         make_coco_split(tmp_path / "coco", name)
     preprocess_coco()
-    assert {path.stem for path in processed.glob("t*.json")} == {"train", "test"}
+    assert {path.stem for path in processed.glob("*/t*.json")} == {"train", "test"}
     assert all("test Bild" in image["file_name"] for image in load_split(processed, "test")["images"])
     preprocess_coco(split=split(test="none"))
-    assert not (processed / "test.json").exists()
-    assert not any("test" in path.name for path in (processed / "images").iterdir())
+    assert not (processed / "eval/test.json").exists()
+    assert not any("test" in path.name for path in processed.glob("*/images/*"))
 
 
 def test_test_images_without_annotations_are_left_out_with_a_warning(
@@ -520,7 +526,7 @@ def test_test_images_without_annotations_are_left_out_with_a_warning(
         after = preprocess()
     assert "none of its 2 images is annotated, so they are not used" in caplog.text
     assert (after["digest"], after["problems"], set(after["splits"])) == (before["digest"], [], {"train", "val"})
-    assert len(list((processed / "images").iterdir())) == 4
+    assert len(list(processed.glob("*/images/*"))) == 4
     with pytest.raises(DataError, match=r"2008_000002\.png|split 'test' has"):  # listed by the user: a mistake
         preprocess(split=split(test=["ImageSets/Segmentation/test.txt"]))
 
@@ -605,7 +611,7 @@ def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
     settings = params(split=split(val=0.2))
     with caplog.at_level(logging.WARNING):
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = json.loads((processed / "eval/stats.json").read_text())
     assert [stats["splits"][split]["images"] for split in ("train", "val")] == [16, 4]
     (divided,) = stats["duplicates"]["divided"]
     assert (divided["images"], len(divided["examples"])) == (20, 5)
@@ -656,7 +662,7 @@ def test_classes_are_selected_and_renamed(
     with caplog.at_level(logging.INFO):
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     assert "dropped: 1 class (red (40)): objects of these classes are left out by data.classes" in caplog.text
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = json.loads((processed / "eval/stats.json").read_text())
     assert stats["other_classes"] == {"red": 40}
     assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
     tree = load_split(processed, "train")
@@ -689,11 +695,11 @@ def test_large_and_turned_images_are_rewritten_with_their_masks(
     (voc / "Annotations/2007_000001.xml").unlink()
     train = preprocess(max_side=100)["splits"]["train"]
     assert (train["images_turned"], train["images_reduced"]) == (1, 1)
-    coco = COCO(processed / "train.json")
+    coco = COCO(processed / "train/train.json")
     (pixels,) = coco.loadImgs([2007000001])
     (row,) = coco.loadAnns(coco.getAnnIds(imgIds=[2007000001]))
     assert (pixels["width"], pixels["height"], pixels["file_name"]) == (75, 100, "2007_000001.jpg")
-    with Image.open(processed / "images/2007_000001.jpg") as image:
+    with Image.open(processed / "train/images/2007_000001.jpg") as image:
         red = np.asarray(image)[:, :, 0] > 125
     mask = coco.annToMask(row).astype(bool)
     assert (red ^ mask).sum() <= 16, "more than smeared corners"
@@ -716,7 +722,7 @@ def test_images_of_twelve_megapixels_are_downscaled_as_set_with_their_objects(
         (voc / f"Annotations/{name}.xml").unlink()
     stats = preprocess()
     assert [stats["splits"][split]["images_reduced"] for split in ("train", "val")] == [1, 1]
-    with Image.open(processed / "images/2008_000001.jpg") as image:
+    with Image.open(processed / "eval/images/2008_000001.jpg") as image:
         assert image.size == (768, 576)
     scale = 768 / 4000
     for row, (x, y, radius) in zip(load_split(processed, "val")["annotations"], discs.values(), strict=True):
@@ -733,7 +739,7 @@ def test_a_downscaled_png_becomes_a_jpeg(preprocess: Callable[..., dict[str, Any
         save_mask(voc / f"Segmentation{kind}/2007_000003.png", np.zeros((100, 200), dtype=np.uint8))
     (voc / "JPEGImages/2007_000003.jpg").unlink()
     preprocess(max_side=64)
-    with Image.open(processed / "images/2007_000003.png.jpg") as image:
+    with Image.open(processed / "train/images/2007_000003.png.jpg") as image:
         assert (image.size, image.format) == ((64, 32), "JPEG")
 
 
@@ -764,7 +770,7 @@ def test_images_of_one_name_in_two_folders_get_different_names(
         make_coco(folder, images=1)
         (folder / "labels.json").rename(folder / "_annotations.coco.json")
     preprocess_coco()
-    names = sorted(path.name for path in (processed / "images").iterdir())
+    names = sorted(path.name for path in processed.glob("*/images/*"))
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
 
 
@@ -781,12 +787,12 @@ def test_an_image_with_too_long_an_output_name_is_a_problem(
         image.rename(image.parent / pixels["file_name"])
     path.write_text(json.dumps(tree))
     preprocess_coco(max_problems=1)
-    (problem,) = json.loads((processed / "stats.json").read_text())["problems"]
+    (problem,) = json.loads((processed / "eval/stats.json").read_text())["problems"]
     assert problem["file"] == f"images/{'x' * 130}/{'y' * 130}/a.jpg"
     assert problem["reason"] == (
         "would be written under a name of 277 bytes, which is too long; shorten its name or those of its folders"
     )
-    assert (processed / "images/images__z__a.jpg").is_file()
+    assert len(list(processed.glob("*/images/images__z__a.jpg"))) == 1
 
 
 def test_errors_of_a_coco_file_count_as_problems(
@@ -817,7 +823,7 @@ def test_a_rejected_image_counts_once_with_any_number_of_annotations(
         preprocess_coco(max_problems=1)
     assert "<b>2</b><span>images left out</span>" in (tmp_path / "report/index.html").read_text()
     preprocess_coco(max_problems=2)
-    problems = json.loads((processed / "stats.json").read_text())["problems"]
+    problems = json.loads((processed / "eval/stats.json").read_text())["problems"]
     assert [problem["image"] for problem in problems] == ["labels.json image 100", "labels.json image 104"]
 
 
@@ -841,7 +847,7 @@ def test_orphan_annotations_count_as_dropped_objects_and_their_images_are_kept(
     assert "dropped: 2 of 10 objects: annotation of no image; such as " in caplog.text
     assert "images are used without their dropped objects" in caplog.text
     assert "so the data was not written" not in page.read_text()
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = json.loads((processed / "eval/stats.json").read_text())
     assert (stats["problems"], [problem["image"] for problem in stats["dropped"]]) == ([], ["", ""])
     assert sum(stats["splits"][split]["images"] for split in ("train", "val")) == 8
 

@@ -60,7 +60,7 @@ def findings(tmp_path: Path, repository: Path) -> Callable[..., dict[str, dict[s
         params = Params.model_validate(base.model_copy(update={"data": base.data.model_copy(update=settings)}))
         out = tmp_path / "processed"
         run(params, raw_dir=tmp_path / "raw", processed_dir=out, report_dir=tmp_path / "report", workers=1)
-        stats = json.loads((out / "stats.json").read_text())
+        stats = json.loads((out / "eval/stats.json").read_text())
         return {found["kind"]: found for found in stats["findings"]}
 
     return call
@@ -85,7 +85,7 @@ def test_exact_duplicates_are_removed_and_counted_but_not_equal_masks_of_two_cla
     other_class = [{"segmentation": outline(TRIANGLE), "category_id": 2}, {"segmentation": outline(TRIANGLE, x=20)}]
     found = findings([twice, twice, other_class], names=("bolt", "nut"))["exact duplicate of an object, removed"]
     assert (found["severity"], found["count"], found["images"]) == ("changed", 2, 2)
-    tree = json.loads((tmp_path / "processed/train.json").read_text())
+    tree = json.loads((tmp_path / "processed/train/train.json").read_text())
     assert [row["image_id"] for row in tree["annotations"]] == [1, 2, 3, 3]
 
 
@@ -137,10 +137,10 @@ def test_images_without_objects_are_left_out_on_request_but_not_those_of_other_c
     found = findings([shown, [], other, []], names=("bolt", "nut"), classes=["bolt"], empty_images="drop")
     left_out = found["no object; left out by data.empty_images"]
     assert (left_out["severity"], left_out["count"]) == ("dropped", 2)
-    tree = json.loads((tmp_path / "processed/train.json").read_text())
+    tree = json.loads((tmp_path / "processed/train/train.json").read_text())
     assert [image["file_name"] for image in tree["images"]] == ["train0.jpg", "train2.jpg"]
-    assert len(list((tmp_path / "processed/images").iterdir())) == 3
-    train = json.loads((tmp_path / "processed/stats.json").read_text())["splits"]["train"]
+    assert len(list((tmp_path / "processed").glob("*/images/*"))) == 3
+    train = json.loads((tmp_path / "processed/eval/stats.json").read_text())["splits"]["train"]
     assert (train["listed"], train["left_out"], train["images"]) == (4, 2, 2)
 
 
@@ -196,11 +196,11 @@ def test_category_ids_from_0_are_kept(tmp_path: Path, repository: Path) -> None:
         processed_dir=out,
         report_dir=tmp_path / "r",
     )
-    for split in ("train", "val"):
-        tree = json.loads((out / f"{split}.json").read_text())
+    for file in ("train/train.json", "eval/val.json"):
+        tree = json.loads((out / file).read_text())
         assert tree["categories"] == [{"id": 0, "name": "bolt"}, {"id": 7, "name": "nut"}]
         assert [row["category_id"] for row in tree["annotations"]] == [0, 0]
-    stats = json.loads((out / "stats.json").read_text())
+    stats = json.loads((out / "eval/stats.json").read_text())
     assert [stats["classes"][name]["train"]["instances"] for name in ("bolt", "nut")] == [2, 0]
 
 

@@ -73,7 +73,7 @@ def preprocess(source: Source, tmp_path: Path, repository: Path) -> Preprocess:
         data = base.data.model_copy(update={"split": base.data.split.model_copy(update={"val": 0.3}), **settings})
         folders = {"raw_dir": source.root, "processed_dir": tmp_path / "data", "report_dir": tmp_path / "report"}
         run(base.model_copy(update={"data": data}), **folders, workers=1)
-        return dict(json.loads((tmp_path / "data/stats.json").read_text()))
+        return dict(json.loads((tmp_path / "data/eval/stats.json").read_text()))
 
     return call
 
@@ -81,10 +81,10 @@ def preprocess(source: Source, tmp_path: Path, repository: Path) -> Preprocess:
 def worst_iou(processed: Path) -> float:
     """The lowest IoU, of all written images, of the masks with what is red."""
     found = []
-    for split in ("train", "val"):
-        coco = COCO(processed / f"{split}.json")
+    for file in ("train/train.json", "eval/val.json"):
+        coco = COCO(processed / file)
         for row in coco.loadImgs(coco.getImgIds()):
-            with Image.open(processed / "images" / row["file_name"]) as image:
+            with Image.open((processed / file).parent / "images" / row["file_name"]) as image:
                 red = np.asarray(image.convert("RGB"))[:, :, 0] > 125
             masks = [coco.annToMask(item) for item in coco.loadAnns(coco.getAnnIds(imgIds=[row["id"]]))]
             mask = np.any(masks, axis=0)
@@ -114,7 +114,7 @@ def test_half_turned_and_square_images_are_read_as_those_whose_size_decides(
         f"are {frame}, as their size says": 2,
         f"are {frame}, as in the images whose size says so": 4,
     }
-    written = json.loads((tmp_path / "data/train.json").read_text())["images"]
+    written = json.loads((tmp_path / "data/train/train.json").read_text())["images"]
     assert [row["file_name"] for row in written] == sorted(row["file_name"] for row in written)
 
 

@@ -70,7 +70,7 @@ def test_folder_tar_zip_and_s3_give_the_same_processed_data(
         ingest(params, raw_dir=place / "raw", downloads_dir=place / "downloads")
         preprocess(params, raw_dir=place / "raw", processed_dir=place / "processed", report_dir=place / "report")
         found[kind] = contents(place / "processed")
-    assert {"train.json", "val.json", "stats.json"} < found["folder"].keys()
-    assert sum(name.startswith("images/") for name in found["folder"]) > 10
+    assert {"train/train.json", "eval/val.json", "eval/stats.json"} < found["folder"].keys()
+    assert sum("/images/" in name for name in found["folder"]) > 10
     for kind, files in found.items():
         assert files == found["folder"], kind

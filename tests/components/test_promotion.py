@@ -52,7 +52,7 @@ def with_gate(params: Params, **changes: Any) -> Params:
 
 
 def ask(params: Params, version: int | None = None, **options: Any) -> Outcome:
-    return promote(params, Request(version=version, **options), processed_dir=Path("data/processed"))
+    return promote(params, Request(version=version, **options), eval_data_dir=Path("data/processed/eval"))
 
 
 def history_of(client: MlflowClient) -> History:
@@ -205,9 +205,9 @@ def test_a_champion_of_other_data_is_not_compared_without_the_candidates_data(
         RegistryError, match=r"version 1 must be evaluated again: .*stats\.json: no such file.*dvc pull"
     ):
         ask(params)
-    Path("data/processed").mkdir(parents=True)
-    Path("data/processed/stats.json").write_text(json.dumps({"digest": "data-3"}))
-    with pytest.raises(RegistryError, match=r"digest data-2, but data/processed has data-3"):
+    Path("data/processed/eval").mkdir(parents=True)
+    Path("data/processed/eval/stats.json").write_text(json.dumps({"digest": "data-3"}))
+    with pytest.raises(RegistryError, match=r"digest data-2, but data/processed/eval has data-3"):
         ask(params)
     assert champion(client) == 1
     outcome = ask(params, force=True, reason="urgent")
@@ -478,7 +478,10 @@ def run_step(params: Params, version: int, alias: str | None) -> tuple[dict[str,
     paths = {"report_path": Path("reports/promotion.json"), "page_path": Path("reports/promotion.md")}
     try:
         step.run(
-            params, registration_path=Path("reports/registration.json"), processed_dir=Path("data/processed"), **paths
+            params,
+            registration_path=Path("reports/registration.json"),
+            eval_data_dir=Path("data/processed/eval"),
+            **paths,
         )
     finally:
         written = [path.read_text() for path in paths.values()]
@@ -530,6 +533,6 @@ def test_the_step_writes_its_reports_before_a_copy_that_fails(client: MlflowClie
 
 
 def test_the_step_names_a_missing_registration(client: MlflowClient, params: Params, tmp_path: Path) -> None:
-    paths = {name: tmp_path / name for name in ("processed_dir", "report_path", "page_path")}
+    paths = {name: tmp_path / name for name in ("eval_data_dir", "report_path", "page_path")}
     with pytest.raises(DataError, match=r"no\.json: no such file\. Run the register step first"):
         step.run(params, registration_path=tmp_path / "no.json", **paths)

@@ -55,7 +55,7 @@ def params_file(repository: Path, tmp_path: Path) -> Path:
 
 
 def ask(params: Params, name: str, version: int) -> Any:
-    return promote(params, Request(version=version, name=name), processed_dir=Path("nowhere"))
+    return promote(params, Request(version=version, name=name), eval_data_dir=Path("nowhere"))
 
 
 def test_concurrent_promotions_leave_one_champion_and_every_decision(

@@ -60,7 +60,7 @@ from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.runs import start_run
 
 CLASSES = ["aeroplane", "bicycle"]
-IMAGE = Path("data/processed/images/drawn.png")
+IMAGE = Path("data/processed/eval/images/drawn.png")
 REPORT = Path("reports/registration.json")
 
 
@@ -144,7 +144,7 @@ def register(params: Params) -> dict[str, Any]:
     step.run(
         params,
         model_dir=Path("models"),
-        processed_dir=Path("data/processed"),
+        eval_data_dir=Path("data/processed/eval"),
         metrics_path=Path("metrics/eval.json"),
         report_path=REPORT,
     )
@@ -201,7 +201,7 @@ def test_a_good_model_becomes_version_1_and_candidate(params: Params) -> None:
 def test_the_version_carries_its_lineage_and_metrics(params: Params, project: Path) -> None:
     for arguments in (
         ["init", "--quiet"],
-        ["add", "data/processed/stats.json"],
+        ["add", "data/processed/eval/stats.json"],
         ["-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "data"],
         ["remote", "add", "origin", "https://me:s3cret@git.example.org/p.git"],
     ):
@@ -276,10 +276,10 @@ def test_the_data_card_says_what_preprocess_found(params: Params, tmp_path: Path
     shutil.copy(*(folder / "Annotations" / f"{name}.xml" for name in names))
     processed, data = tmp_path / "real", params.model_copy(deep=True)
     preprocess.run(data, raw_dir=tmp_path / "raw", processed_dir=processed, report_dir=tmp_path / "report", workers=1)
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = json.loads((processed / "eval/stats.json").read_text())
     card = data_card(CardFacts("yolact", params, metrics(0.5, CLASSES), stats, {"data_digest": stats["digest"]}))
 
-    val = json.loads((processed / "val.json").read_text())
+    val = json.loads((processed / "eval/val.json").read_text())
     widths = sorted(image["width"] for image in val["images"])
     boats = [each["id"] for each in val["categories"] if each["name"] == "boat"]
     of_boats = [each for each in val["annotations"] if each["category_id"] in boats]
@@ -309,7 +309,7 @@ def test_without_findings_the_data_card_has_the_rest(params: Params) -> None:
 
 
 def facts(params: Params, classes: list[str]) -> CardFacts:
-    stats = json.loads(Path("data/processed/stats.json").read_text())
+    stats = json.loads(Path("data/processed/eval/stats.json").read_text())
     return CardFacts("yolact", params, metrics(0.5, classes), stats, {"data_digest": "d"})
 
 
@@ -484,8 +484,8 @@ def test_a_model_from_elsewhere_names_the_run_that_trained_it(params: Params) ->
         ("models/model.json", WeightsError, "dvc repro train"),
         ("models/run.json", DataError, "train step"),
         ("metrics/eval.json", DataError, "evaluate step"),
-        ("data/processed/stats.json", DataError, "preprocess step"),
-        ("data/processed/val.json", DataError, "preprocess step"),
+        ("data/processed/eval/stats.json", DataError, "preprocess step"),
+        ("data/processed/eval/val.json", DataError, "preprocess step"),
     ],
 )
 def test_a_missing_input_names_the_file_and_the_step(

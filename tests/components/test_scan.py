@@ -98,7 +98,11 @@ def test_any_number_of_parts_gives_the_bytes_of_one_process(
     expected = in_one(settings, sample, tmp_path)
     assert not expected.error
     folder, least, most = ("shards", 7, 9) if shard_size else ("images", 27, 27)
-    assert least <= sum(name.startswith(f"processed/{folder}/") for name in expected.files) <= most
+    assert (
+        least
+        <= sum(name.startswith((f"processed/train/{folder}/", f"processed/eval/{folder}/")) for name in expected.files)
+        <= most
+    )
     for parts in (1, 3, 16, 40):  # 40: more than there are images
         assert in_parts(settings, sample, tmp_path, parts).files == expected.files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -29,6 +28,7 @@ from yolact.errors import DataError
 from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.transfer.instances import load_instances
+from yolact_ops.transfer.storage import make_client
 
 NAMES = ["a.jpg", "b.c.PNG", "b.d.png", "dög.jpeg", f"{'x' * 120}.jpg", "plain.png", "q r.png", "z.jpg"]
 
@@ -61,7 +61,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def preprocess(raw: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Callable[..., Path]:
     base = load_params(repository / "conf" / "base.yaml")
 
-    def call(shard_size: int, workers: int = 1) -> Path:
+    def call(shard_size: int, workers: int = 1, **options: str) -> Path:
         data = base.data.model_copy(update={"shard_size": shard_size})
         folder = tmp_path_factory.mktemp("out")
         params: Params = base.model_copy(update={"data": data})
@@ -71,6 +71,7 @@ def preprocess(raw: Path, tmp_path_factory: pytest.TempPathFactory, repository: 
             processed_dir=folder / "processed",
             report_dir=folder / "report",
             workers=workers,
+            **options,
         )
         return folder / "processed"
 
@@ -101,17 +102,19 @@ def members(path: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
 
 def test_shards_replace_the_images_and_nothing_else_changes(loose: Path, sharded: Path) -> None:
     one, other = contents(loose), contents(sharded)
-    assert {"images/a.jpg", "stats.json", "train.json", "val.json"} <= one.keys()
-    shards = {"shards/train-000000.tar", "shards/train-000001.tar", "shards/val-000000.tar"}
-    assert other.keys() == shards | {"train.json", "val.json", "stats.json", "train.arrow", "val.arrow"}
-    for name in ("train.json", "val.json", "stats.json"):  # stats.json has the digest of the data: a run resumes
-        assert one[name] == other[name]
+    same = {"train/train.json", "eval/val.json", "eval/stats.json"}  # with the digest of the data: a run resumes
+    assert one.keys() == same | {f"train/images/{name}" for name in NAMES[:-2]} | {
+        f"eval/images/{name}" for name in NAMES[-2:]
+    }
+    shards = {"train/shards/train-000000.tar", "train/shards/train-000001.tar", "eval/shards/val-000000.tar"}
+    assert other.keys() == same | shards | {"train/train.arrow", "eval/val.arrow"}
+    assert all(one[name] == other[name] for name in same)
 
 
 def test_shards_have_the_bytes_of_the_images_and_fixed_headers(loose: Path, sharded: Path) -> None:
-    rows = json.loads((loose / "train.json").read_text())["images"]
-    found = [member for shard in sorted((sharded / "shards").glob("train-*")) for member in members(shard)]
-    assert [data for _, data in found] == [(loose / "images" / row["file_name"]).read_bytes() for row in rows]
+    rows = json.loads((loose / "train/train.json").read_text())["images"]
+    found = [member for shard in sorted((sharded / "train/shards").glob("train-*")) for member in members(shard)]
+    assert [data for _, data in found] == [(loose / "train/images" / row["file_name"]).read_bytes() for row in rows]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.type) for m, _ in found} == {
         (0, 0, 0, "", "", 0o644, tarfile.REGTYPE)
     }
@@ -126,16 +129,16 @@ def test_shards_have_the_bytes_of_the_images_and_fixed_headers(loose: Path, shar
 
 
 def test_tar_lists_and_unpacks_a_shard(sharded: Path, tmp_path: Path) -> None:
-    shard = sharded / "shards/train-000001.tar"
+    shard = sharded / "train/shards/train-000001.tar"
     subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
     assert contents(tmp_path) == {member.name: data for member, data in members(shard)}
     assert len(contents(tmp_path)) == 2
 
 
 def test_webdataset_reads_shards(loose: Path, sharded: Path) -> None:
-    shards = str(sharded / "shards/train-{000000..000001}.tar")
+    shards = str(sharded / "train/shards/train-{000000..000001}.tar")
     samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("jpg;png", "__key__"))
-    data = CocoInstances.load(loose / "train.json")
+    data = CocoInstances.load(loose / "train/train.json")
     assert len(samples) == len(data.images) == 6
     for (pixels, key), (number, image) in zip(samples, enumerate(data.images), strict=True):
         assert key.startswith(f"{number:08d}-")
@@ -143,19 +146,19 @@ def test_webdataset_reads_shards(loose: Path, sharded: Path) -> None:
 
 
 def test_the_index_says_where_each_image_is(loose: Path, sharded: Path) -> None:
-    for split in ("train", "val"):
-        data = CocoInstances.load(sharded / f"{split}.json")
+    for split, folder in (("train", "train"), ("val", "eval")):
+        data = CocoInstances.load(sharded / folder / f"{split}.json")
         assert len(data.images)
         for image in data.images:
             assert image.place is not None
-            with (sharded / f"shards/{split}-{image.place.shard:06d}.tar").open("rb") as shard:
+            with (sharded / f"{folder}/shards/{split}-{image.place.shard:06d}.tar").open("rb") as shard:
                 shard.seek(image.place.offset)
-                assert shard.read(image.place.length) == (loose / "images" / image.file_name).read_bytes()
+                assert shard.read(image.place.length) == (loose / folder / "images" / image.file_name).read_bytes()
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_both_forms_have_the_same_images_and_objects(loose: Path, sharded: Path, split: str) -> None:
-    one, other = (CocoInstances.load(folder / f"{split}.json") for folder in (loose, sharded))
+@pytest.mark.parametrize("file", ["train/train.json", "eval/val.json"])
+def test_both_forms_have_the_same_images_and_objects(loose: Path, sharded: Path, file: str) -> None:
+    one, other = (CocoInstances.load(folder / file) for folder in (loose, sharded))
     assert (one.category_ids, one.class_names) == (other.category_ids, other.class_names) == ([1, 2], ["cat", "dog"])
     assert list(one.images) == [replace(image, place=None) for image in other.images]
     assert dict(one.objects) == dict(other.objects)
@@ -188,7 +191,7 @@ def train(processed: Path, folder: Path, workers: int, stop_after: int = 0) -> d
         store = CheckpointStore(folder / "checkpoints", 2, "test run")
         state = store.begin()
         torch.manual_seed(0)
-        model, data = Yolact(params.model, 2), CocoInstances.load(processed / "train.json")
+        model, data = Yolact(params.model, 2), CocoInstances.load(processed / "train/train.json")
         trainer = Trainer(
             model, data, params, folder, store, lambda _: {"mask_AP": 0.0}, Alive(), {}, interrupts=interrupts
         )
@@ -231,29 +234,76 @@ def test_training_on_shards_equals_training_on_loose_files(
 
 
 @pytest.fixture
-def bucket(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a copy of the shards on a real S3 server; temporary files are below ``tmp_path``."""
-    shutil.copytree(sharded / "shards", tmp_path / "s3/bucket/set/shards")
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address on a real S3 server, whose files are in ``s3`` below ``tmp_path``, as temporary files are."""
+    (tmp_path / "s3/bucket").mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with s3_server(tmp_path / "s3") as server:
         use_s3(monkeypatch, server)
         yield "s3://bucket/set/shards"
 
 
+def uploaded(tmp_path: Path) -> dict[str, bytes]:
+    """Files in the bucket, by the part of their names after the folder that the data gives them."""
+    found = contents(tmp_path / "s3/bucket/set/shards")
+    assert {len(name.partition("/")[0]) for name in found} == {16}
+    return {name.partition("/")[2]: data for name, data in found.items()}
+
+
+def test_shards_go_to_s3_and_nothing_else_changes(
+    preprocess: Callable[..., Path], sharded: Path, bucket: str, tmp_path: Path
+) -> None:
+    expected = contents(sharded)
+    shards = {name.rpartition("/")[2]: data for name, data in expected.items() if name.endswith(".tar")}
+    assert contents(preprocess(4, shards=bucket)) == {
+        name: data for name, data in expected.items() if not name.endswith(".tar")
+    }
+    assert uploaded(tmp_path) == shards
+
+
+def test_shards_that_are_there_are_not_uploaded_again_and_those_of_other_data_stay(
+    preprocess: Callable[..., Path], bucket: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "s3/bucket/set/shards"
+    preprocess(4, shards=bucket)
+    first = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+    assert len(first) == 3
+    missing = next(iter(first))
+    key = missing.relative_to(tmp_path / "s3/bucket").as_posix()
+    make_client().delete_object(Bucket="bucket", Key=key)  # as if the upload had been killed before it
+    preprocess(4, shards=bucket)
+    again = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+    assert {path for path in again if again[path] != first[path]} == {missing}
+    preprocess(3, shards=bucket)  # other shards of the same images
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar") if path in again} == again
+    assert len(list(folder.rglob("*.tar"))) == 3 + 3
+
+
+def test_processed_data_whose_shards_cannot_be_uploaded_stays_as_it_was(
+    preprocess: Callable[..., Path], tmp_path: Path, bucket: str, raw: Path, params: Params
+) -> None:
+    """A data set whose index is there is complete."""
+    processed = preprocess(4, shards=bucket)
+    before = contents(processed)
+    settings = params.model_copy(update={"data": params.data.model_copy(update={"shard_size": 2})})
+    with pytest.raises(DataError, match="there is no bucket 'nowhere'"):
+        run(settings, raw_dir=raw, processed_dir=processed, report_dir=tmp_path / "report", shards="s3://nowhere/set")
+    assert contents(processed) == before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_shards_on_s3_are_those_of_loose_files(
-    loose: Path, sharded: Path, bucket: str, tmp_path: Path, params: Params, workers: int
+    loose: Path, preprocess: Callable[..., Path], bucket: str, tmp_path: Path, params: Params, workers: int
 ) -> None:
-    """Also with mosaics, whose other images are fetched ahead too, and without the shards here."""
-    remote = tmp_path / "processed"
-    shutil.copytree(sharded, remote, ignore=shutil.ignore_patterns("shards"))
+    """Also with mosaics, whose other images are fetched ahead too."""
+    remote = preprocess(4, shards=bucket)
     runtime = params.runtime.model_copy(update={"shards": bucket, "shard_cache_gb": 1e-4})
     augment = params.train.augment.model_copy(update={"mosaic": 0.7, "mosaic_until": 1.0})
     config = params.train.model_copy(update={"augment": augment, "batch_size": 2, "epochs": 4})
     found = []
     for data, count in (
-        (CocoInstances.load(loose / "train.json"), 0),
-        (load_instances(remote / "train.json", runtime), workers),
+        (CocoInstances.load(loose / "train/train.json"), 0),
+        (load_instances(remote / "train/train.json", runtime), workers),
     ):
         loader, sampler = training_loader(data, config, 64, workers=count, pin=False)
         batches = []
@@ -271,8 +321,8 @@ def test_batches_of_shards_on_s3_are_those_of_loose_files(
 
 def test_loose_files_cannot_be_read_from_s3(loose: Path, params: Params) -> None:
     runtime = params.runtime.model_copy(update={"shards": "s3://bucket/set/shards"})
-    with pytest.raises(DataError, match=r"train\.arrow: no such file.* s3://bucket/set/shards/.* data\.shard_size"):
-        load_instances(loose / "train.json", runtime)
+    with pytest.raises(DataError, match=r"train\.arrow: no such file.* on S3\. Set data\.shard_size"):
+        load_instances(loose / "train/train.json", runtime)
 
 
 # --- Damage
@@ -280,8 +330,8 @@ def test_loose_files_cannot_be_read_from_s3(loose: Path, params: Params) -> None
 
 def test_a_missing_or_short_shard_is_named(preprocess: Callable[..., Path]) -> None:
     folder = preprocess(8)
-    shard = folder / "shards/train-000000.tar"
-    data = CocoInstances.load(folder / "train.json")
+    shard = folder / "train/shards/train-000000.tar"
+    data = CocoInstances.load(folder / "train/train.json")
     last = data.images[-1]
     assert last.place is not None
     shard.write_bytes(shard.read_bytes()[: last.place.offset + last.place.length - 1])
@@ -294,10 +344,10 @@ def test_a_missing_or_short_shard_is_named(preprocess: Callable[..., Path]) -> N
 
 def test_an_image_that_is_damaged_in_a_shard_is_named(preprocess: Callable[..., Path]) -> None:
     folder = preprocess(8)
-    data = CocoInstances.load(folder / "train.json")
+    data = CocoInstances.load(folder / "train/train.json")
     place = data.images[1].place
     assert place is not None
-    with (folder / "shards/train-000000.tar").open("r+b") as shard:
+    with (folder / "train/shards/train-000000.tar").open("r+b") as shard:
         shard.seek(place.offset)
         shard.write(bytes(place.length))
     with pytest.raises(DataError, match=rf"train-000000\.tar, byte {place.offset} \(b\.c\.PNG\): has other bytes"):

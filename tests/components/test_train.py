@@ -75,8 +75,10 @@ OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_E
 
 
 def make_split(folder: Path, split: str, numbers: list[int]) -> None:
+    """Write the images and annotations of a split into the processed data in ``folder``."""
     boxes = {number: OBJECTS[: 1 + number % 2] for number in numbers}
-    write_coloured_boxes(folder / f"{split}.json", folder / "images", boxes)
+    data = folder / ("train" if split == "train" else "eval")
+    write_coloured_boxes(data / f"{split}.json", data / "images", boxes)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +105,9 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def make_workplace(folder: Path, settings: dict[str, Any], empty_store: Path) -> Path:
     """A folder with settings, processed data of two training and one validation image, and an empty store."""
     processed = folder / "data" / "processed"
-    (processed / "images").mkdir(parents=True)
     make_split(processed, "train", [1, 2])
     make_split(processed, "val", [3])
-    (processed / "stats.json").write_text(json.dumps({"digest": DIGEST, "split_digests": SPLIT_DIGESTS}))
+    (processed / "eval/stats.json").write_text(json.dumps({"digest": DIGEST, "split_digests": SPLIT_DIGESTS}))
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))
     shutil.copy(empty_store, folder / "mlflow.db")
     return folder
@@ -141,7 +142,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any],
 def train(params: Params, checkpoints: Path | None = None) -> None:
     training.run(
         params,
-        processed_dir=Path("data/processed"),
+        train_data_dir=Path("data/processed/train"),
+        eval_data_dir=Path("data/processed/eval"),
         model_dir=Path("models"),
         metrics_path=Path("metrics/train.json"),
         plots_dir=Path("plots/train"),
@@ -305,9 +307,10 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         "train": "training",
         "val": "validation",
     }
-    for name, images in (("train", 2), ("val", 1)):
+    for name, images, folder in (("train", 2, "train"), ("val", 1, "eval")):
         assert json.loads(inputs[name].dataset.profile) == {"num_rows": images, "digest": SPLIT_DIGESTS[name]}
-        assert json.loads(inputs[name].dataset.source) == {"uri": "sample", "path": f"data/processed/{name}.json"}
+        path = f"data/processed/{folder}/{name}.json"
+        assert json.loads(inputs[name].dataset.source) == {"uri": "sample", "path": path}
     assert run.data.tags["data_digest"] == DIGEST
     note = run.data.tags["mlflow.note.content"]
     best = max(row["mask_AP"] for row in validations)
@@ -335,7 +338,7 @@ def test_mlflow_has_speed_machine_and_validation_drawings(straight: Path) -> Non
 def test_a_val_split_of_crowd_regions_alone_has_no_ap(
     workplace: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = Path("data/processed/val.json")
+    path = Path("data/processed/eval/val.json")
     tree = json.loads(path.read_text())
     for row in tree["annotations"]:
         row["iscrowd"] = 1
@@ -524,7 +527,8 @@ def stopped(*arguments):
 
 setattr(training, name, stopped)
 step.run_command("train", lambda params: training.run(
-    params, processed_dir=step.Path("data/processed"), model_dir=step.Path("models"),
+    params, train_data_dir=step.Path("data/processed/train"), eval_data_dir=step.Path("data/processed/eval"),
+    model_dir=step.Path("models"),
     metrics_path=step.Path("metrics/train.json"), plots_dir=step.Path("plots/train")))
 """
 """The step as a program, which is sent SIGTERM twice when it begins a part of its work: a function of its module."""
@@ -780,7 +784,8 @@ def test_a_training_that_is_given_up_ends_its_run_in_mlflow(
     with pytest.raises(CrashedError):
         step.run(
             parse_params(settings),
-            processed_dir=Path("data/processed"),
+            train_data_dir=Path("data/processed/train"),
+            eval_data_dir=Path("data/processed/eval"),
             model_dir=Path("models"),
             metrics_path=Path("metrics/train.json"),
             plots_dir=Path("plots/train"),
@@ -807,13 +812,14 @@ def test_fitted_anchors_are_those_of_the_model_of_its_run_and_of_its_checkpoint(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(automatic, "ENOUGH_OBJECTS", 1)
     params = changed(settings, epochs=1, fit_anchors=True)
-    data = CocoInstances.load(Path("data/processed/train.json"))
+    data = CocoInstances.load(Path("data/processed/train/train.json"))
     fitted = automatic.resolve(params, data).model
     assert fitted.anchor_scales != params.model.anchor_scales
     for _ in range(2):
         training.run(
             params,
-            processed_dir=Path("data/processed"),
+            train_data_dir=Path("data/processed/train"),
+            eval_data_dir=Path("data/processed/eval"),
             model_dir=Path("models"),
             metrics_path=Path("metrics/train.json"),
             plots_dir=Path("plots/train"),
@@ -849,7 +855,7 @@ def test_missing_data_says_what_to_run_and_is_not_tried_again(repository: Path) 
     with start(repository) as process:
         _, log = process.communicate(timeout=300)
     assert process.returncode == 1
-    what = "data/processed/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
+    what = "data/processed/train/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
     assert log == f"\ntrain failed: {what}\n"
 
 
@@ -867,27 +873,27 @@ def test_a_server_that_is_away_has_an_exit_code_of_its_own(repository: Path, mon
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_objects_is_rejected(fails: Any, split: str) -> None:
-    path = Path("data/processed") / f"{split}.json"
+    path = Path("data/processed") / {"train": "train/train.json", "val": "eval/val.json"}[split]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
     images = {"train": 2, "val": 1}[split]
-    assert fails().startswith(f"data/processed/{split}.json: {images} images without any object")
+    assert fails().startswith(f"{path}: {images} images without any object")
     assert not Path("models").exists()
 
 
 def test_data_without_a_digest_is_rejected(fails: Any) -> None:
-    Path("data/processed/stats.json").unlink()
-    assert "data/processed/stats.json: no such file" in fails()
+    Path("data/processed/eval/stats.json").unlink()
+    assert "data/processed/eval/stats.json: no such file" in fails()
 
 
 def test_data_without_split_digests_asks_for_preprocess(fails: Any) -> None:
-    Path("data/processed/stats.json").write_text(json.dumps({"digest": DIGEST}))
-    assert "data/processed/stats.json: key 'split_digests' is missing or empty. Run the preprocess step" in fails()
+    Path("data/processed/eval/stats.json").write_text(json.dumps({"digest": DIGEST}))
+    assert "data/processed/eval/stats.json: key 'split_digests' is missing or empty. Run the preprocess step" in fails()
     assert not Path("models").exists()
 
 
 def test_a_missing_image_is_named_and_the_run_marked_as_failed(fails: Any, workplace: Path) -> None:
-    Path("data/processed/images/2.png").unlink()
-    assert "data/processed/images/2.png: no such image" in fails()
+    Path("data/processed/train/images/2.png").unlink()
+    assert "data/processed/train/images/2.png: no such image" in fails()
     (run,) = runs(workplace)
     assert run.info.status == "FAILED"
 

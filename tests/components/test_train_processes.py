@@ -169,10 +169,10 @@ def test_an_error_of_all_processes_is_reported_once_and_not_tried_again(
     make_folder: Callable[[], Path], repository: Path
 ) -> None:
     folder = make_folder()
-    (folder / "data/processed/train.json").unlink()
+    (folder / "data/processed/train/train.json").unlink()
     with start(folder, repository) as process:
         log = finish(process, code=1)
-    what = "data/processed/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
+    what = "data/processed/train/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
     assert log == f"[train] training processes: 2\n\ntrain failed: {what}\n"
 
 

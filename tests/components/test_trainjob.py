@@ -60,9 +60,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainerS
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What the task has: processed data, and the volume."""
-    (tmp_path / "processed" / "shards").mkdir(parents=True)
-    (tmp_path / "processed" / "train.json").write_text("{}")
-    (tmp_path / "processed" / "shards" / "0.tar").write_text("")
+    for name, file in (("train", "train.json"), ("eval", "val.json")):
+        (tmp_path / "processed" / name / "shards").mkdir(parents=True)
+        (tmp_path / "processed" / name / file).write_text(name)
+        (tmp_path / "processed" / name / "shards" / "0.tar").write_text(name)
     (tmp_path / "volume").mkdir()
     return tmp_path
 
@@ -74,7 +75,8 @@ def shared(folder: Path) -> Path:
 def run(folder: Path, params: Params, nodes: str = NODES, version: str = "version") -> None:
     trainjob.run(
         params,
-        processed_dir=folder / "processed",
+        train_data_dir=folder / "processed" / "train",
+        eval_data_dir=folder / "processed" / "eval",
         model_dir=folder / "model",
         metrics_path=folder / "curves" / "train.json",
         plots_dir=folder / "curves" / "plots",
@@ -127,23 +129,23 @@ def test_the_trainjob_is_the_one_that_a_real_trainer_took(
     assert not shared(folder).exists()
 
 
-@pytest.mark.parametrize(("address", "copied"), [("local", True), ("s3://bucket/shards", False)])
-def test_the_volume_gets_images_only_if_the_nodes_do_not_read_them_from_s3(
-    server: TrainerServer, folder: Path, params: Params, address: str, copied: bool
+def test_the_volume_gets_the_data_and_the_nodes_are_told_where_it_is(
+    server: TrainerServer, folder: Path, params: Params
 ) -> None:
     finish, seen = succeeds(server, folder), []
 
     def create() -> None:
-        seen.append((shared(folder) / "processed" / "shards").is_dir())
         work = json.loads((shared(folder) / "work.json").read_text())
         assert (work["paths"]["checkpoints_dir"], work["code_version"]) == (str(folder / "volume" / RUN), "version")
-        assert (shared(folder) / "processed" / "train.json").is_file()
+        for name, file in (("train", "train.json"), ("eval", "val.json")):
+            place = Path(work["paths"][f"{name}_data_dir"])
+            assert place.is_relative_to(shared(folder))
+            seen.extend((place / path).read_text() for path in (file, "shards/0.tar"))
         finish()
 
     server.on_create = create
-    runtime = params.runtime.model_copy(update={"shards": address})
-    run(folder, params.model_copy(update={"runtime": runtime}))
-    assert seen == [copied]
+    run(folder, params)
+    assert seen == ["train", "train", "eval", "eval"]
 
 
 def test_another_try_of_the_task_follows_the_running_trainjob(
@@ -475,10 +477,9 @@ def test_two_nodes_give_the_weights_of_two_processes_on_this_machine(
     store.write_bytes(empty_store.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    (folder / "processed" / "images").mkdir()
     make_split(folder / "processed", "train", [1, 2, 4, 5])
     make_split(folder / "processed", "val", [3])
-    (folder / "processed" / "stats.json").write_text(json.dumps({"digest": DIGEST, "split_digests": SPLIT_DIGESTS}))
+    (folder / "processed/eval/stats.json").write_text(json.dumps({"digest": DIGEST, "split_digests": SPLIT_DIGESTS}))
     tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text(encoding="utf-8"))
     tree["model"] |= MODEL | {"backbone_blocks": [1, 1, 1, 1]}
     tree["train"] |= TRAIN | {"epochs": 2, "batch_size": 2, "validate_every": 2, "log_every": 1}

@@ -175,7 +175,7 @@ def test_a_container_killed_during_training_is_retried_and_resumes(in_containers
 
 
 def test_metrics_and_weights_are_the_same_to_the_last_digit(as_processes: Path, in_containers: KilledRun) -> None:
-    for file in ("evaluate/evaluation/eval.json", "preprocess/processed/stats.json"):
+    for file in ("evaluate/evaluation/eval.json", "preprocess/eval_data/stats.json"):
         assert read(in_containers.folder, file) == read(as_processes, file)
     for file in ("train/model/model.safetensors", "train/curves/plots/losses.csv", "train/curves/plots/ap.csv"):
         assert (in_containers.folder / file).read_bytes() == (as_processes / file).read_bytes()
@@ -243,7 +243,7 @@ def test_the_image_serves_the_registered_model(
     workshop: Workshop, as_processes: Path, image: str, docker: Docker
 ) -> None:
     port = free_port()
-    picture = next((as_processes / "preprocess/processed/images").iterdir())
+    picture = next((as_processes / "preprocess/eval_data/images").iterdir())
     with served(docker, image, workshop, port) as container:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/predict", picture.read_bytes(), {"Content-Type": "application/octet-stream"}

@@ -111,9 +111,9 @@ def test_a_register_that_was_killed_anywhere_is_completed_to_one_version(place: 
 
 DAMAGED = [
     ("preprocess", "data/raw/VOCdevkit/VOC2012/SegmentationObject/*.png"),
-    ("train", "data/processed/train.json"),
-    ("train", "data/processed/stats.json"),
-    ("evaluate", "data/processed/val.json"),
+    ("train", "data/processed/train/train.json"),
+    ("train", "data/processed/eval/stats.json"),
+    ("evaluate", "data/processed/eval/val.json"),
     ("evaluate", "models/model.safetensors"),
     ("evaluate", "models/run.json"),
     ("register", "metrics/eval.json"),

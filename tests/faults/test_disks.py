@@ -98,7 +98,7 @@ def test_a_folder_without_permission_is_named_and_keeps_everything(place: Place,
 
 def test_input_that_may_not_be_read_is_named(place: Place) -> None:
     secret = {
-        "evaluate": "data/processed/val.json",
+        "evaluate": "data/processed/eval/val.json",
         "predict": "models/model.safetensors",
         "export": "models/model.json",
     }

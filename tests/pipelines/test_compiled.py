@@ -312,7 +312,7 @@ S3, MLFLOW, GIT = "yolact-s3", "yolact-mlflow", "yolact-git"
 SECRETS = {
     "source": {S3, GIT},
     "ingest": {S3, GIT},
-    "preprocess": set(),
+    "preprocess": {S3},
     **{key: {S3, MLFLOW} for key in ("train", "evaluate", "register", "promote", "fetch")},
     **{key: {S3} for key in ("split", "predict", "merge")},
 }
@@ -568,7 +568,7 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
     assert before <= {"yolact_ops.commands.task", "pathlib.Path"}, "imported before the code's version is checked"
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count(runs) == 1
-    own = {runs, "step.begin_evaluation", "display.describe", "checkpoints_folder"}
+    own = {runs, "step.begin_evaluation", "display.describe", "display.hand_over", "checkpoints_folder"}
     plain = {"opened", "Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
     read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
     assert set(calls) - read <= own | plain

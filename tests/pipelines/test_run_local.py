@@ -35,6 +35,7 @@ from yolact_ops.commands.task import as_text
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.settings.presets import choose
 from yolact_ops.sources.raw import REFERENCE
+from yolact_ops.transfer.instances import load_instances
 
 SAMPLE = SampleConfig(seed=3, train_images=8, val_images=4, min_size=80, max_size=96, max_objects=2)
 SETTINGS = ["runtime.device=cpu", "train.epochs=2", "train.batch_size=2", "evaluate.detect.score_threshold=0.001"]
@@ -149,7 +150,8 @@ def test_the_pipeline_gives_the_metrics_of_the_steps_to_the_last_digit_though_tr
     preprocess.run(params, raw_dir=raw, processed_dir=processed, report_dir=tmp_path / "reports/data")
     train.run(
         params,
-        processed_dir=processed,
+        train_data_dir=processed / "train",
+        eval_data_dir=processed / "eval",
         model_dir=models,
         metrics_path=tmp_path / "metrics/train.json",
         plots_dir=tmp_path / "plots/train",
@@ -157,7 +159,7 @@ def test_the_pipeline_gives_the_metrics_of_the_steps_to_the_last_digit_though_tr
     metrics = tmp_path / "metrics/eval.json"
     evaluate.run(
         params,
-        processed_dir=processed,
+        eval_data_dir=processed / "eval",
         model_dir=models,
         metrics_path=metrics,
         report_dir=tmp_path / "reports/eval",
@@ -196,9 +198,13 @@ def test_the_registered_version_is_tagged_with_the_datas_revision(finished: Fini
     pinned = f"dvc:{finished.repository}#images@{finished.commit}"
     version = finished.store.get_model_version("yolact-smoke", "1")
     assert version.tags["data_source"] == pinned
-    assert version.tags["data_digest"] == finished.json("preprocess/processed/stats.json")["digest"]
+    assert version.tags["data_digest"] == finished.json("preprocess/eval_data/stats.json")["digest"]
     run = finished.store.get_run(version.run_id)
     assert run.data.params["data.source"] == pinned
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def outputs(finished: Finished, task: str) -> dict[str, Any]:
@@ -212,9 +218,10 @@ def test_artifacts_have_the_metadata_that_the_interface_shows(finished: Finished
     assert raw["files"] == sum(path.is_file() for path in (finished.folder / "ingest/raw").rglob("*"))
     assert len(list((finished.folder / "ingest/raw").rglob("*.jpg"))) == SAMPLE.train_images + SAMPLE.val_images
     assert raw["source"].endswith(finished.commit)
-    data = outputs(finished, "preprocess")["processed"]
+    data = outputs(finished, "preprocess")["eval_data"]
+    assert outputs(finished, "preprocess")["train_data"] == data
     assert (data["train_images"], data["val_images"]) == (SAMPLE.train_images, SAMPLE.val_images)
-    assert data["digest"] == finished.json("preprocess/processed/stats.json")["digest"]
+    assert data["digest"] == finished.json("preprocess/eval_data/stats.json")["digest"]
     scores = finished.json("evaluate/evaluation/eval.json")
     shown = outputs(finished, "evaluate")["metrics"]
     assert shown["mask_AP50"] == scores["mask"]["AP50"]
@@ -348,18 +355,41 @@ def test_scans_of_parts_give_the_bytes_of_one_preprocess_task(
             cluster = load_cluster(overrides=[f"scan_parts={parts}", "parallel.scan=2"])
             output = tmp_path / f"{shard_size}-{parts}"
             done = run_pipeline("data", {"params": as_text(base.model_copy(update={"data": data}))}, cluster, output)
-            assert (done.folder / "preprocess/processed/stats.json").is_file()
+            assert (done.folder / "preprocess/eval_data/stats.json").is_file()
             log = (done.folder / "pipeline.log").read_text()
             assert len(re.findall(r"Executing task 'scan", log)) == (parts if parts > 1 else 0)
             found[shard_size, parts] = {
                 path.relative_to(done.folder): path.read_bytes()
-                for folder in ("processed", "report", "report_files")
+                for folder in ("train_data", "eval_data", "report", "report_files")
                 for path in sorted((done.folder / "preprocess").glob(f"{folder}*/**/*"))
                 if path.is_file()
             }
         assert found[shard_size, 3] == found[shard_size, 1]
     assert any(path.suffix == ".tar" for path in found[3, 3])
     assert any(path.name == "index.html" for path in found[0, 3])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_shards_go_to_s3_and_the_artifacts_have_annotations_and_indexes_alone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written by the task that merges the scans."""
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setitem(PIPELINES, "data", data_alone.build)
+    base = load_params(repository / "conf" / "base.yaml")
+    data = base.data.model_copy(update={"source": "sample", "sample": SAMPLE, "shard_size": 3})
+    runtime = base.runtime.model_copy(update={"shards": "s3://bucket/shards"})
+    params = base.model_copy(update={"data": data, "runtime": runtime})
+    (tmp_path / "s3/bucket").mkdir(parents=True)
+    with s3_server(tmp_path / "s3") as address:
+        use_s3(monkeypatch, address)
+        done = run_pipeline("data", {"params": as_text(params)}, load_cluster(overrides=["scan_parts=2"]), tmp_path)
+        found = {name: contents(done.folder / f"preprocess/{name}_data") for name in ("train", "eval")}
+        assert {str(path) for path in found["train"]} == {"train.json", "train.arrow"}
+        assert {str(path) for path in found["eval"]} == {"val.json", "val.arrow", "stats.json"}
+        for file, count in (("train_data/train", SAMPLE.train_images), ("eval_data/val", SAMPLE.val_images)):
+            split = load_instances(done.folder / f"preprocess/{file}.json", runtime)
+            assert len([split.read_image(image) for image in split.images]) == count
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -380,8 +410,5 @@ def test_raw_data_by_reference_gives_the_bytes_of_copied_data(
             cluster = load_cluster(overrides=["raw_by_reference=true", f"scan_parts={parts}"])
             done = run_pipeline("data", {"params": as_text(params)}, cluster, tmp_path / f"{parts}")
             assert [path.name for path in (done.folder / "ingest/raw").iterdir()] == [REFERENCE]
-            processed = done.folder / "preprocess/processed"
-            assert {path.name for path in processed.iterdir()} == {path.name for path in expected.iterdir()}
-            for path in expected.rglob("*"):
-                if path.is_file():
-                    assert (processed / path.relative_to(expected)).read_bytes() == path.read_bytes(), path
+            for name in ("train", "eval"):
+                assert contents(done.folder / f"preprocess/{name}_data") == contents(expected / name)

@@ -55,7 +55,7 @@ def test_a_sweep_is_stopped_goes_on_and_registers_its_best_model(repository: Pat
     logs = [path.read_text() for path in sorted(folder.glob("trials/*/log.txt"))]
     assert len(logs) == 3
     assert any("[train] resuming" in log for log in logs), "the stopped trials went on from their checkpoints"
-    assert len(list(folder.glob("data/processed/train.json"))) == 1
+    assert len(list(folder.glob("data/processed/train/train.json"))) == 1
 
     store = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiment = store.get_experiment_by_name("yolact-smoke")

@@ -152,19 +152,20 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str, tmp
 @pytest.mark.parametrize("images", ["images", "shards"])
 def test_no_trial_sees_the_images_that_are_held_out(tmp_path: Path, images: str) -> None:
     processed, folder = tmp_path / "processed", SweepFolder(tmp_path / "sweep")
-    (processed / images).mkdir(parents=True)
-    for name in ("train", "val", "stats"):
-        (processed / f"{name}.json").write_text(name)
-    assert validation_data(processed, folder) == processed
-    (processed / "test.json").write_text("test")
+    data = processed / "eval"
+    (data / images).mkdir(parents=True)
+    for name in ("val", "stats"):
+        (data / f"{name}.json").write_text(name)
+    assert validation_data(processed, folder) == data
+    (data / "test.json").write_text("test")
     if images == "shards":
-        for name in ("train", "val", "test"):
-            (processed / f"{name}.arrow").write_text(name)
+        for name in ("val", "test"):
+            (data / f"{name}.arrow").write_text(name)
     for _ in range(2):
         view = validation_data(processed, folder)
     assert evaluated_annotations(view).read_text() == "val"
     assert (view / images).is_dir()
-    assert {path.name for path in view.iterdir()} == {path.name for path in processed.iterdir() if path.stem != "test"}
+    assert {path.name for path in view.iterdir()} == {path.name for path in data.iterdir() if path.stem != "test"}
 
 
 # Katib
@@ -291,8 +292,8 @@ def test_a_trial_ends_with_the_code_of_its_error(params: Params, tmp_path: Path,
 
     done = run()
     assert (done.returncode, "no processed data there" in done.stderr) == (1, True), done.stderr
-    processed.mkdir()
-    (processed / "stats.json").write_text("{}")
+    (processed / "eval").mkdir(parents=True)
+    (processed / "eval/stats.json").write_text("{}")
     done = run()
     assert done.returncode == EX_UNAVAILABLE, done.stderr
 

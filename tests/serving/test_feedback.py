@@ -123,7 +123,7 @@ def test_ingest_and_preprocess_read_the_folder_as_coco(
     assert set(dataset.classes.values()) <= set(CLASSES)
     assert len(dataset.splits["train"]) == len(expected)
     preprocess.run(settings, raw_dir=raw, processed_dir=processed, report_dir=tmp_path / "report", workers=1)
-    written = [json.loads((processed / f"{split}.json").read_text()) for split in ("train", "val")]
+    written = [json.loads((processed / file).read_text()) for file in ("train/train.json", "eval/val.json")]
     assert sum(len(tree["images"]) for tree in written) > 0
     assert 0 < sum(len(tree["annotations"]) for tree in written) <= sum(expected.values())
 

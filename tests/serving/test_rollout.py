@@ -94,7 +94,7 @@ def run_step(params: Params, version: int) -> dict[str, Any]:
     step.run(
         params,
         registration_path=folder / "registration.json",
-        processed_dir=Path("data/processed"),
+        eval_data_dir=Path("data/processed/eval"),
         report_path=folder / "promotion.json",
         page_path=folder / "promotion.md",
     )
@@ -107,7 +107,7 @@ def report() -> dict[str, Any]:
 
 
 def ask(params: Params, version: int) -> Outcome:
-    return promote(params, Request(version=version), processed_dir=Path("data/processed"))
+    return promote(params, Request(version=version), eval_data_dir=Path("data/processed/eval"))
 
 
 def answering(server: Server, png: bytes) -> str:
@@ -191,7 +191,7 @@ def test_without_a_service_nothing_is_changed(registry: Registry, repository: Pa
     params = parse_params(settings(repository, ABSENT, timeout=1))
     number = registry.add(20)
     if dry_run:
-        outcome = promote(params, Request(version=number, dry_run=True), processed_dir=Path("data/processed"))
+        outcome = promote(params, Request(version=number, dry_run=True), eval_data_dir=Path("data/processed/eval"))
         assert outcome.status == "possible"
     else:
         with pytest.raises(ServiceError, match=rf"{ABSENT} does not answer \(ConnectionError\)\. Nothing was changed"):

@@ -89,7 +89,7 @@ def test_the_numbers_and_findings_are_those_of_preprocess(command: Command, tmp_
     preprocess(
         load_params(Path("params.yaml")), raw_dir=folder, processed_dir=out, report_dir=tmp_path / "r", workers=1
     )
-    stats = json.loads((out / "stats.json").read_text())
+    stats = json.loads((out / "eval/stats.json").read_text())
     same = ("format", "split_by", "splits", "classes", "other_classes", "findings")
     assert {key: shown[key] for key in same} == {key: stats[key] for key in same}
     assert (shown["images"], shown["images_read"]) == (9, 9)

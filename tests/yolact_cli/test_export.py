@@ -102,7 +102,7 @@ def test_for_tensorrt_any_batch_comes_with_the_profile_that_its_engine_needs(tmp
 def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: Path, tmp_path: Path) -> None:
     data = tmp_path / "processed"
     boxes = {number: [(RED, (4, 4, 30 + number, 40)), (BLUE, (34, 10, 60, 50))] for number in range(1, 4)}
-    write_coloured_boxes(data / "val.json", data / "images", boxes)
+    write_coloured_boxes(data / "eval/val.json", data / "eval/images", boxes)
     path = tmp_path / "int8.onnx"
     other = run(model_dir, "-o", path, "--precision", "int8", "--data", data, "--evaluate")
     assert other.exit_code == 1
@@ -126,10 +126,10 @@ def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: 
         (["--precision", "bf16"], "precision 'bf16' cannot be exported; fp32, fp16, int8 can"),
         (
             ["--precision", "int8"],
-            "--precision int8 needs images to calibrate with, and nowhere/val.json does not",
+            "--precision int8 needs images to calibrate with, and nowhere/eval/val.json does not",
         ),
         (["--images", "nowhere"], "--images nowhere: no images there"),
-        (["--evaluate"], "nowhere/val.json: no such file"),
+        (["--evaluate"], "nowhere/eval/val.json: no such file"),
         (["-o", "model.xml", "--tensorrt"], "--tensorrt is for .onnx files"),
         (["--opset", "11"], "opset 11: must be 18 to 23"),
         (["--batch", "0"], "--batch 0: must be a number of images, at least 1, or any"),

@@ -19,7 +19,7 @@ from yolact.errors import DataError
 ROWS = 4096
 """Images in a record batch, the last one aside: what the writer holds in memory."""
 
-VERSION = "1"
+VERSION = "2"
 """Of the columns and the metadata."""
 
 FIX = "Run the preprocess step again: dvc repro -f preprocess"
@@ -38,6 +38,8 @@ class Facts:
     """Id and name, in ascending order of the ids."""
     annotations_size: int
     """Size of the instances file with the same content, bytes."""
+    shards_digest: str
+    """SHA-256 (hex) over the images in the shards and their division, see `yolact.data.shards.shards_digest`."""
 
 
 def write_index(path: Path, facts: Facts, images: Iterable[tuple[CocoImage, Sequence[CocoObject]]], count: int) -> None:
@@ -52,7 +54,7 @@ def write_index(path: Path, facts: Facts, images: Iterable[tuple[CocoImage, Sequ
     import pyarrow as pa
 
     metadata = {"version": VERSION, "categories": json.dumps(list(facts.categories))}
-    metadata["annotations_size"] = str(facts.annotations_size)
+    metadata |= {"annotations_size": str(facts.annotations_size), "shards_digest": facts.shards_digest}
     schema = _schema().with_metadata(metadata)
     rows = iter(images)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -149,7 +151,7 @@ def _read(path: Path) -> tuple[Facts, list[Columns]]:
         if metadata.get(b"version") != VERSION.encode() or not reader.schema.equals(_schema()):
             raise DataError(f"{path}: is not an index of version {VERSION}. {FIX}")
         categories = [(number, name) for number, name in json.loads(metadata[b"categories"])]
-        facts = Facts(categories, int(metadata[b"annotations_size"]))
+        facts = Facts(categories, int(metadata[b"annotations_size"]), metadata[b"shards_digest"].decode())
         return facts, [_columns(reader.get_batch(number)) for number in range(reader.num_record_batches)]
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error}. {FIX}") from error

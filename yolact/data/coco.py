@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from yolact.data.arrow_file import index_path, read_index
+from yolact.data.arrow_file import Facts, index_path, read_index
 from yolact.data.columns import CocoImage, CocoObject, Columns, Images, Objects, Rows
 from yolact.data.image_store import ImageStore, LooseImages, ShardedImages
 from yolact.data.shards import FOLDER, LocalShards, ShardReader
@@ -37,7 +37,7 @@ class CocoInstances:
 
     @classmethod
     def load(
-        cls, json_path: Path, images_dir: Path | None = None, *, shards: ShardReader | None = None
+        cls, json_path: Path, images_dir: Path | None = None, *, shards: Callable[[Facts], ShardReader] | None = None
     ) -> CocoInstances:
         """Read an instances file, or the index next to it if its images are in shards.
 
@@ -45,7 +45,8 @@ class CocoInstances:
             json_path: the instances file.
             images_dir: folder of the images as files; None: where preprocess writes them, in ``images`` or ``shards``
                 next to the instances file.
-            shards: reads the shards; None: from ``shards`` next to the instances file.
+            shards: makes the reader of the shards, for what the index says; None: they are read from ``shards`` next
+                to the instances file.
 
         Raises:
             DataError: the file is missing, is not COCO instances JSON, names an unknown image or category, or has a
@@ -53,11 +54,11 @@ class CocoInstances:
         """
         index = index_path(json_path)
         if images_dir is None and index.is_file():
-            return cls._from_index(index, shards or LocalShards(index.parent / FOLDER))
+            return cls._from_index(index, shards or (lambda _: LocalShards(index.parent / FOLDER)))
         if shards is not None:
             raise DataError(
-                f"{index}: no such file, but the images are to be read from {shards.location('')}. Set data.shard_size "
-                "and run the preprocess step, or set runtime.shards=local"
+                f"{index}: no such file, but the images are to be read from shards on S3. Set data.shard_size and run "
+                "the preprocess step, or set runtime.shards=local"
             )
         try:
             tree = json.loads(json_path.read_text(encoding="utf-8"))
@@ -73,9 +74,9 @@ class CocoInstances:
             raise DataError(f"{json_path}: not COCO instances JSON: {error}") from error
 
     @classmethod
-    def _from_index(cls, path: Path, shards: ShardReader) -> CocoInstances:
+    def _from_index(cls, path: Path, shards: Callable[[Facts], ShardReader]) -> CocoInstances:
         rows = read_index(path)
-        return cls.of_rows(rows, rows.facts.categories, ShardedImages(path.stem, shards), path.parent)
+        return cls.of_rows(rows, rows.facts.categories, ShardedImages(path.stem, shards(rows.facts)), path.parent)
 
     @classmethod
     def of_rows(

@@ -7,6 +7,7 @@ which WebDataset takes as the beginning of it. Where each image is, is in the sp
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 import zlib
@@ -76,6 +77,19 @@ def plan_shards(folder: Path, split: str, files: Sequence[Path], size: int) -> l
         ShardPlan(folder / shard_name(split, number), number, first, files[first : first + size])
         for number, first in enumerate(range(0, len(files), size))
     ]
+
+
+def shards_digest(images: Iterable[tuple[str, bytes]], size: int) -> str:
+    """SHA-256 (hex) over what a split's shards are made from: equal digests mean equal shards.
+
+    Args:
+        images: name and SHA-256 of each image's file, in order.
+        size: images in a shard.
+    """
+    digest = hashlib.sha256(f"{size}\n".encode())
+    for name, content in images:
+        digest.update(content + name.encode() + b"\n")
+    return digest.hexdigest()
 
 
 def write_shard(plan: ShardPlan) -> list[Place]:

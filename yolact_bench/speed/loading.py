@@ -36,6 +36,7 @@ from yolact.data.augment import Sample, crop_targets, draw_crop, render
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.data.colors import change_colors, draw_colors
 from yolact.data.loader import SampleKey, TrainingSet, read_sample
+from yolact.data.processed import annotations_of, folder_of
 from yolact.devices import computing_threads
 from yolact.errors import SettingsError
 from yolact.formats.instances import Instance
@@ -139,9 +140,9 @@ def measure(
         if folder is None:
             progress("generating images")
             write_images(Path(temporary))
-        data = CocoInstances.load((folder or Path(temporary)) / "train.json")
+        data = CocoInstances.load(annotations_of(folder or Path(temporary), "train"))
         if not data.images:
-            raise SettingsError(f"{folder}: train.json has no images")
+            raise SettingsError(f"{folder}: has no images for training")
         machine = describe_machine(torch.device("cpu"))
         comparison = _Comparison(data, image_size, against)
         name = "generated images" if folder is None else str(folder)
@@ -257,7 +258,8 @@ class _Other:
 
 def write_images(folder: Path) -> None:
     """Write generated images of 500 x 375 with three objects each in the form of preprocess's output."""
-    (folder / "images").mkdir()
+    images_dir = folder_of(folder, "train") / "images"
+    images_dir.mkdir(parents=True)
     config = SampleConfig(
         seed=0, train_images=CANDIDATES, val_images=1, min_size=WIDTH, max_size=WIDTH, max_objects=INSTANCES
     )
@@ -272,7 +274,7 @@ def write_images(folder: Path) -> None:
         number = len(images) + 1
         with Image.open(Path(dataset.root) / image.image.file) as opened:
             lower = opened.crop((0, image.height - HEIGHT, WIDTH, image.height))
-        lower.save(folder / "images" / f"{number}.jpg", quality=JPEG_QUALITY)
+        lower.save(images_dir / f"{number}.jpg", quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT})
         annotations += [
             {"id": len(annotations) + row, "image_id": number, **entry} for row, entry in enumerate(objects)
@@ -280,7 +282,7 @@ def write_images(folder: Path) -> None:
     categories = [{"id": index, "name": name} for index, name in enumerate(VOC_CLASSES, 1)]
     annotations = [{"id": number, **entry} for number, entry in enumerate(annotations, 1)]
     tree = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "train.json").write_text(json.dumps(tree), encoding="utf-8")
+    annotations_of(folder, "train").write_text(json.dumps(tree), encoding="utf-8")
 
 
 def _lower_part(instance: Instance) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
+from yolact.data.processed import annotations_of
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.files import write_json_atomic
@@ -64,7 +65,7 @@ def train(processed: Path) -> None:
     """Train; after each line read, which is a number of steps, answer with their images per second. Ends with the
     input."""
     params = settings()
-    data = CocoInstances.load(processed / "train.json")
+    data = CocoInstances.load(annotations_of(processed, "train"))
     torch.manual_seed(params.train.seed)
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", 1, fingerprint="busy")

@@ -43,6 +43,7 @@ from components.preprocess import step as preprocess
 from components.train import training as train
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
+from yolact.data.processed import EVAL, TRAIN, annotations_of
 from yolact.devices import choose_device, prepare_device
 from yolact.engine.advice import OutOfMemoryError
 from yolact.engine.automatic import loader_processes
@@ -210,7 +211,7 @@ def measure_speed(task: SpeedTask) -> Speed | str:
     prepare_device(device, deterministic=params.runtime.deterministic)
     torch.manual_seed(params.train.seed)
     steps = 1 + task.steps * (1 + task.rounds)
-    images = _repeated(CocoInstances.load(task.processed / "train.json"), params, steps)
+    images = _repeated(CocoInstances.load(annotations_of(task.processed, "train")), params, steps)
     listener = SpeedRows()
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", 1, fingerprint="speed")
@@ -273,7 +274,7 @@ def _settings(*overrides: str) -> Params:
 def _generate(work: Path) -> Path:
     """Generate and preprocess images of VOC's size unless the folder has them; returns their folder."""
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "processed").is_dir():
+    if not (work / "processed" / TRAIN).is_dir():
         sizes = [f"data.sample.{name}_size={side}" for name, side in (("min", 375), ("max", 500))]
         params = _settings("data.source=sample", "data.sample.train_images=256", "data.sample.val_images=4", *sizes)
         ingest.run(params, raw_dir=work / "raw", downloads_dir=work / "downloads")
@@ -344,14 +345,15 @@ def _run_steps(params: Params) -> dict[str, float]:
         ),
         "train": lambda: train.run(
             params,
-            processed_dir=processed,
+            train_data_dir=processed / TRAIN,
+            eval_data_dir=processed / EVAL,
             model_dir=model,
             metrics_path=Path("metrics/train.json"),
             plots_dir=Path("plots/train"),
         ),
         "evaluate": lambda: evaluate.run(
             params,
-            processed_dir=processed,
+            eval_data_dir=processed / EVAL,
             model_dir=model,
             metrics_path=Path("metrics/eval.json"),
             report_dir=Path("reports/eval"),
@@ -369,7 +371,7 @@ def _run_steps(params: Params) -> dict[str, float]:
 def _loader_speed(params: Params) -> float:
     """Images per second of the run's loader processes alone, over the second epoch."""
     processed = Path("data/processed")
-    data = CocoInstances.load(processed / "train.json")
+    data = CocoInstances.load(annotations_of(processed, "train"))
     loader, sampler = training_loader(
         data,
         params.train,

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
+from yolact.data.processed import annotations_of, folder_of
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Metrics, SilentListener, Trainer
@@ -68,8 +69,8 @@ def main(
     other = load_function(against, "train_network")
     prepare_data(settings(1, 0), work)
     processed = work / "processed"
-    train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
-    validate = Validation(val, processed / "val.json", 8)
+    train, val = (CocoInstances.load(annotations_of(processed, split)) for split in ("train", "val"))
+    validate = Validation(val, annotations_of(processed, "val"), 8)
     rows: list[dict[str, Any]] = []
     for seed in map(int, seeds.split(",")):
         params = settings(epochs, seed)
@@ -84,8 +85,8 @@ def main(
             weights=weights,
             model=params.model.model_dump(mode="json"),
             classes=train.class_names,
-            annotations=processed / "train.json",
-            images=processed / "images",
+            annotations=annotations_of(processed, "train"),
+            images=folder_of(processed, "train") / "images",
             train=params.train.model_dump(mode="json"),
             learning_rate=lambda step, steps, config=params.train: learning_rate(step, steps, config),
             seed=seed,

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
+from yolact.data.processed import annotations_of
 from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import SilentListener, Trainer
@@ -103,7 +104,7 @@ def main(
         *(f"train.{key}={epochs}" for key in ("epochs", "validate_every")),
     ]
     prepare_data(choose(preset, overrides=shared), work)
-    truth = json.loads((work / "processed" / "val.json").read_text(encoding="utf-8"))
+    truth = json.loads(annotations_of(work / "processed", "val").read_text(encoding="utf-8"))
     results: dict[str, list[dict[str, Any]]] = {}
     for name in names_of_all():
         params = settings(name, preset, shared)
@@ -167,8 +168,8 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
     """Losses, time and detections of one training, which are written to ``NAME.json`` as well."""
     settings = params.model_dump(mode="json", by_alias=True)
     processed = work / "processed"
-    train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
-    validate = Validation(val, processed / "val.json", params.evaluate.batch_size)
+    train, val = (CocoInstances.load(annotations_of(processed, split)) for split in ("train", "val"))
+    validate = Validation(val, annotations_of(processed, "val"), params.evaluate.batch_size)
     params = resolve(params, train)
     torch.manual_seed(params.train.seed)
     model = Yolact(params.model, len(train.class_names))

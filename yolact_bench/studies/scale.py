@@ -58,7 +58,7 @@ from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
 """,
         """
-data = CocoInstances.load(work / "data/processed/train.json")
+data = CocoInstances.load(work / "data/processed/train/train.json")
 loader, sampler = training_loader(data, params.train, params.model.image_size, workers=workers, pin=False)
 print("opened", time.perf_counter() - begin, file=sys.stderr)
 for _ in loader:
@@ -73,7 +73,7 @@ from yolact.evaluation.evaluator import evaluate_coco, load_ground_truth, predic
 from yolact.inference.predictor import Predictor
 """,
         """
-annotations = work / "data/processed/val.json"
+annotations = work / "data/processed/eval/val.json"
 predictor = Predictor.load(work / "models", params.evaluate.detect, device="cpu")
 found = predict_dataset(predictor, CocoInstances.load(annotations))
 truth = load_ground_truth(annotations)

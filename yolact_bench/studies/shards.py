@@ -41,6 +41,7 @@ from yolact.data.arrow_file import Facts, index_path, write_index
 from yolact.data.coco import CocoInstances
 from yolact.data.columns import CocoImage, CocoObject
 from yolact.data.loader import Batch, EpochSampler, training_loader
+from yolact.data.processed import annotations_of, folder_of
 from yolact.data.shards import FOLDER, Place, ShardReader
 from yolact.settings import PUBLISHED_AUGMENTATION
 from yolact_bench.studies.command import run_study
@@ -127,7 +128,9 @@ def rows(
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_json(path, images)
-            write_index(index_path(path), Facts(CATEGORIES, path.stat().st_size), _rows(images), images)
+            write_index(
+                index_path(path), Facts(CATEGORIES, path.stat().st_size, shards_digest=""), _rows(images), images
+            )
             os.sync()  # pages that are not on the disk yet would count as private to the process that reads them
         for form in ("index", "json"):
             command = [sys.executable, "-c", OPENED, str(path), form]
@@ -178,15 +181,17 @@ def start(
     batches: Annotated[int, typer.Option(min=1, help="After these, memory is measured.")] = 20,
 ) -> None:
     """Load the first batches of a data set, and of one with its rows repeated."""
-    data = CocoInstances.load(sharded / "train.json")
+    annotations = annotations_of(sharded, "train")
+    data = CocoInstances.load(annotations)
     with tempfile.TemporaryDirectory() as temporary:
         repeated = Path(temporary) / "train.json"
-        shutil.copy(sharded / "train.json", repeated)
-        (repeated.parent / FOLDER).symlink_to((sharded / FOLDER).resolve())
-        facts = Facts(list(zip(data.category_ids, data.class_names, strict=True)), repeated.stat().st_size)
+        shutil.copy(annotations, repeated)
+        (repeated.parent / FOLDER).symlink_to((annotations.parent / FOLDER).resolve())
+        categories = list(zip(data.category_ids, data.class_names, strict=True))
+        facts = Facts(categories, repeated.stat().st_size, shards_digest="")
         write_index(index_path(repeated), facts, _repeated(data, images), images)
         os.sync()
-        for path in (sharded / "train.json", repeated):
+        for path in (annotations, repeated):
             command = [sys.executable, "-c", STARTED, str(path), str(workers), str(batches)]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             print(
@@ -224,7 +229,7 @@ def speed(
             s3 = stack.enter_context(_distant_copy(sharded, latency / 1000))
         for count in map(int, workers.split(",")):
             caches = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            sources = {"loose": CocoInstances.load(loose / "train.json"), "shards": _sharded(sharded)}
+            sources = {"loose": CocoInstances.load(annotations_of(loose, "train")), "shards": _sharded(sharded)}
             if s3 is not None:
                 sources |= {name: _sharded(sharded, S3Shards(s3, caches / name, NO_LIMIT)) for name in (COLD, WARM)}
             epochs = {
@@ -244,7 +249,8 @@ COLD, WARM = "s3 with an empty cache", "s3 with a full cache"
 
 
 def _sharded(folder: Path, shards: ShardReader | None = None) -> CocoInstances:
-    return CocoInstances.load(folder / "train.json", shards=shards)
+    annotations = annotations_of(folder, "train")
+    return CocoInstances.load(annotations, shards=None if shards is None else lambda _: shards)
 
 
 @contextmanager
@@ -252,7 +258,7 @@ def _distant_copy(processed: Path, seconds: float) -> Iterator[str]:
     """The address of a folder's shards on a server with latency; this process leaves the last core to that server."""
     *own, last = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, [last])
-    with s3_server(processed) as server, delayed(server, seconds) as address:
+    with s3_server(folder_of(processed, "train")) as server, delayed(server, seconds) as address:
         os.sched_setaffinity(0, own or [last])
         login = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ.update(login | {"AWS_ENDPOINT_URL": address})

@@ -44,6 +44,7 @@ from components.evaluate import step as evaluate
 from components.promote import step as promote
 from components.register import step as register
 from components.train import training
+from yolact.data.processed import EVAL, TRAIN
 from yolact.errors import EX_TEMPFAIL, SettingsError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.file_names import WEIGHTS_FILE
@@ -194,28 +195,29 @@ def run_once(number: int, work: Path) -> Run:
     params = choose("smoke", overrides=(*TINY, f"train.seed={number}"))
     _enter(work)
     prepare_data(params, folder)
-    processed, model, scores = folder / "processed", folder / "model", folder / "eval.json"
+    data, model, scores = folder / "processed" / EVAL, folder / "model", folder / "eval.json"
     training.run(
         params,
-        processed_dir=processed,
+        train_data_dir=folder / "processed" / TRAIN,
+        eval_data_dir=data,
         model_dir=model,
         metrics_path=folder / "train.json",
         plots_dir=folder / "plots" / "train",
     )
     evaluate.run(
         params,
-        processed_dir=processed,
+        eval_data_dir=data,
         model_dir=model,
         metrics_path=scores,
         report_dir=folder / "report_eval",
         plots_dir=folder / "plots" / "eval",
     )
     registration = folder / "registration.json"
-    register.run(params, model_dir=model, processed_dir=processed, metrics_path=scores, report_path=registration)
+    register.run(params, model_dir=model, eval_data_dir=data, metrics_path=scores, report_path=registration)
     outcome = promote.run(
         params,
         registration_path=registration,
-        processed_dir=processed,
+        eval_data_dir=data,
         report_path=folder / "promotion.json",
         page_path=folder / "promotion.md",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ DVC_LOCK = Path("dvc.lock")
 """Outputs of each stage's last successful run, as `dvc repro` records them."""
 
 
-def run_command(step: str, work: Callable[[Params], object], *, output: Path | None = None) -> None:
+def run_command(step: str, work: Callable[[Params], object], *, outputs: Sequence[Path] = ()) -> None:
     """Read ``--params FILE`` from the command line and call ``work`` with the checked settings; its result is dropped.
 
     Errors are reported as `yolact_ops.commands.errors.clear_errors` describes.
@@ -30,14 +30,14 @@ def run_command(step: str, work: Callable[[Params], object], *, output: Path | N
     Args:
         step: the step's name.
         work: the step's work.
-        output: folder that the step writes. `dvc repro` removes a stage's outputs before it runs its command: if the
-            folder is missing after a failure but existed before, the message says how to restore it.
+        outputs: folders that the step writes. `dvc repro` removes a stage's outputs before it runs its command: if
+            folders are missing after a failure but existed before, the message says how to restore them.
     """
 
     def command(params: Annotated[Path, typer.Option(help="Settings file.")] = Path("params.yaml")) -> None:
         start_log(step)
         keep_to_container()
-        with clear_errors(step, partial(_how_to_restore, step, output)):
+        with clear_errors(step, partial(_how_to_restore, step, outputs)):
             work(load_params(params))
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -57,17 +57,16 @@ def start_log(step: str, *, force: bool = False) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def _how_to_restore(step: str, output: Path | None) -> str:
-    """How to restore the output that DVC removed and has cached; empty if there is none."""
-    if output is None or output.exists():
-        return ""
-    recorded = False
+def _how_to_restore(step: str, outputs: Sequence[Path]) -> str:
+    """How to restore the outputs that DVC removed and has cached; empty if there are none."""
+    recorded: set[Path] = set()
     with suppress(OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # not a DVC lock file
         stage = yaml.safe_load(DVC_LOCK.read_text(encoding="utf-8"))["stages"][step]
-        recorded = any(Path(out["path"]) == output for out in stage["outs"])
-    if not recorded:
+        recorded = {Path(out["path"]) for out in stage["outs"]}
+    missing = [path.as_posix() for path in outputs if path in recorded and not path.exists()]
+    if not missing:
         return ""
     return (
-        f"\n{output} is missing: `dvc repro` removes a step's output before it runs the step. "
-        f"Restore the earlier data with `dvc checkout {output.as_posix()}`."
+        f"\nMissing now: {', '.join(missing)}. `dvc repro` removes a step's outputs before it runs the step. "
+        f"Restore the earlier data with `dvc checkout {' '.join(missing)}`."
     )

@@ -58,11 +58,11 @@ class Bar:
     """``better``, ``worse`` or ``open``, for the colour."""
 
 
-def find_images(compared: Compared, processed_dir: Path) -> Images:
-    """Find the images in ``processed_dir``, if its evaluated split is the one that both sides were evaluated on."""
+def find_images(compared: Compared, eval_data_dir: Path) -> Images:
+    """Find the images in ``eval_data_dir``, if its evaluated split is the one that both sides were evaluated on."""
     if compared.paired is None:
         return Images(None, "A and B were evaluated on different images, so they have no images in common.")
-    path = evaluated_annotations(processed_dir)
+    path = evaluated_annotations(eval_data_dir)
     fix = (
         "Get that data (`git checkout` of the commit that the run names, then `dvc pull`, or `dvc repro preprocess` "
         "with its settings), and name its folder with --data."

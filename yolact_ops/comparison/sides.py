@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolact.data.processed import EVAL, PROCESSED
 from yolact.settings import DetectConfig
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.comparison.runs import SHORT, VERSION, data_digest, find_run, run_of_version, versions_of
@@ -80,12 +81,13 @@ def read_folder(root: Path) -> Side:
     """
     report = read_json(root / "reports" / "eval" / "report.json", "evaluate")
     params = load_params(root / "params.yaml")
-    digest = read_json(root / "data" / "processed" / "stats.json", "preprocess").get("digest")
+    data = root / PROCESSED / EVAL
+    digest = read_json(data / "stats.json", "preprocess").get("digest")
     return Side(
         name="working folder" if root.resolve() == Path.cwd() else str(root),
         facts={"data": str(digest)[:SHORT]},
         params=flatten_text(params.model_dump(mode="json", by_alias=True)),
-        ground_truth=read_json(evaluated_annotations(root / "data" / "processed"), "preprocess"),
+        ground_truth=read_json(evaluated_annotations(data), "preprocess"),
         rows=read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
         **_measured(report),
     )

@@ -95,18 +95,18 @@ class Lineage:
 
 
 def gather_lineage(
-    params: BaseModel, *, processed_dir: Path | None = None, root: Path = Path(), step: str = "register"
+    params: BaseModel, *, eval_data_dir: Path | None = None, root: Path = Path(), step: str = "register"
 ) -> Lineage:
     """Collect the lineage of the repository at ``root``.
 
     Args:
         params: all settings.
-        processed_dir: output folder of preprocess; None without data.
+        eval_data_dir: output of preprocess for evaluation; None without data.
         root: folder of ``dvc.lock``, inside or outside a git work tree.
         step: the current step, one of `dvc_lock.STEPS`.
 
     Raises:
-        DataError: ``processed_dir`` has no usable ``stats.json``.
+        DataError: ``eval_data_dir`` has no usable ``stats.json``.
     """
     commit, dirty = git_state(root, ignoring=[SETTINGS])
     described = git_output(root, "describe", "--tags", "--always")
@@ -124,7 +124,7 @@ def gather_lineage(
         pipeline_run_id=_stated(PIPELINE_RUN_VARIABLE),
         dvc_lock_hash=hash_dvc_lock(lock, before=step) if lock.is_file() else None,
         params_hash=hash_params(params),
-        data_digest=None if processed_dir is None else read_data_digest(processed_dir),
+        data_digest=None if eval_data_dir is None else read_data_digest(eval_data_dir),
         host=platform.node() or "unknown",
         user=user_name(),
         gpu=_gpu()[0],

@@ -98,7 +98,8 @@ class LineageReport:
             lines.append(f"{fetch} && mv rebuilt/{path} rebuilt/")
         lines.append("cd rebuilt && make install && source .venv/bin/activate")
         if self.lock_commit is not None and self.tags.get("data_source") not in FIXED_SOURCES:
-            lines.append(f"git checkout {self.lock_commit} -- dvc.lock && dvc pull data/raw data/processed")
+            pull = "dvc pull data/raw data/processed/train data/processed/eval"
+            lines.append(f"git checkout {self.lock_commit} -- dvc.lock && {pull}")
             lines.append("dvc repro --force --single-item train")
         return [*lines, "dvc repro evaluate"]
 
@@ -122,7 +123,7 @@ class LineageReport:
         source, digest = self.tags.get("data_source"), self.tags.get("data_digest", "unknown")
         if source in FIXED_SOURCES:
             return []
-        check = f"if data/processed/stats.json then has another digest than {digest}, the data differs"
+        check = f"if data/processed/eval/stats.json then has another digest than {digest}, the data differs"
         if source is None:
             return [f"the data's source is unknown; {check}"]
         where = f" as seen from {self.tags.get('host', 'the original machine')}" if "://" not in source else ""

@@ -36,15 +36,15 @@ TOLERANCE = 1e-9
 """Maximum difference between a version's metrics and those recomputed from its detections."""
 
 
-def evaluated_annotations(processed_dir: Path) -> Path:
+def evaluated_annotations(eval_data_dir: Path) -> Path:
     """The COCO instances file of the split that is evaluated: ``test.json`` if images are held out, else ``val.json``.
 
     Training never reads it in the first case, so the evaluation is of images that no choice depended on.
 
     Args:
-        processed_dir: what preprocess wrote.
+        eval_data_dir: what preprocess wrote for evaluation.
     """
-    paths = [processed_dir / f"{split}.json" for split in EVALUATED_SPLITS]
+    paths = [eval_data_dir / f"{split}.json" for split in EVALUATED_SPLITS]
     return next((path for path in paths if path.is_file()), paths[-1])
 
 

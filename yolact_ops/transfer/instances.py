@@ -6,9 +6,10 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+from yolact.data.arrow_file import Facts
 from yolact.data.coco import CocoInstances
+from yolact.data.shards import ShardReader
 from yolact.settings import RuntimeConfig
-from yolact_ops.lineage.statistics import read_data_digest
 
 
 def load_instances(annotations: Path, runtime: RuntimeConfig) -> CocoInstances:
@@ -19,13 +20,17 @@ def load_instances(annotations: Path, runtime: RuntimeConfig) -> CocoInstances:
         runtime: the section ``runtime``.
 
     Raises:
-        DataError: see `CocoInstances.load`; or ``stats.json`` is missing.
+        DataError: see `CocoInstances.load`.
     """
     if runtime.shards == "local":
         return CocoInstances.load(annotations)
-    from yolact_ops.transfer.shard_reader import S3Shards  # boto3 takes a while to import
 
-    content = f"{runtime.shards} {read_data_digest(annotations.parent)}"
-    cache = Path(tempfile.gettempdir()) / f"yolact-shards-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    limit = round(runtime.shard_cache_gb * 1e9)
-    return CocoInstances.load(annotations, shards=S3Shards(runtime.shards, cache, limit))
+    def on_s3(facts: Facts) -> ShardReader:
+        from yolact_ops.transfer.shard_reader import S3Shards  # boto3 takes a while to import
+        from yolact_ops.transfer.shard_upload import shards_address
+
+        address = str(shards_address(runtime.shards, facts))
+        cache = Path(tempfile.gettempdir()) / f"yolact-shards-{hashlib.sha256(address.encode()).hexdigest()[:16]}"
+        return S3Shards(address, cache, round(runtime.shard_cache_gb * 1e9))
+
+    return CocoInstances.load(annotations, shards=on_s3)

@@ -223,7 +223,7 @@ def explain(error: BaseException, address: S3Address, client: Any) -> str:
         case EndpointConnectionError() | ConnectTimeoutError() | ConnectionError():
             return f"{where}: the server cannot be reached. Is it running, and is AWS_ENDPOINT_URL right?"
         case ReadTimeoutError() | IncompleteReadError() | HTTPClientError() | HTTPError() | OSError():
-            return f"{where}: the connection broke ({type(error).__name__}). Run it again: received bytes are kept."
+            return f"{where}: the connection broke ({type(error).__name__}). Run it again: finished parts are kept."
         case ClientError():
             return f"{where}: {_explain_answer(error, address)}"
     return f"{where}: {error}. Check the address and the AWS settings."
@@ -242,7 +242,7 @@ def _explain_answer(error: ClientError, address: S3Address) -> str:
     if code in _KEYS_REFUSED:
         return f"the server does not accept the keys ({code}). Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     if code == "AccessDenied" or status == 403:
-        return "access is refused. Check the keys, and whether they may list and read this bucket."
+        return "access is refused. Check the keys, and whether they may list and read this bucket (write, for shards)."
     if code in ("PreconditionFailed", "412"):
         return "the file changed while it was fetched. Run it again when nothing writes to it."
     if code in ("NoSuchKey", "404"):

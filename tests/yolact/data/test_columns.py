@@ -17,7 +17,7 @@ from yolact.data.columns import CocoImage, CocoObject, Columns, Images, Objects,
 from yolact.data.shards import Place
 from yolact.errors import DataError
 
-FACTS = Facts([(3, "cat"), (17, "dög")], 12)
+FACTS = Facts([(3, "cat"), (17, "dög")], 12, "5eed")
 
 
 def content(seed: int) -> tuple[list[CocoImage], list[list[CocoObject]]]:
@@ -120,8 +120,8 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
 
 def test_an_index_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path)
-    monkeypatch.setattr(arrow_file, "VERSION", "2")
-    with pytest.raises(DataError, match=r"train\.arrow: is not an index of version 2\. Run the preprocess step again"):
+    monkeypatch.setattr(arrow_file, "VERSION", "3")
+    with pytest.raises(DataError, match=r"train\.arrow: is not an index of version 3\. Run the preprocess step again"):
         read_index(path)
 
 

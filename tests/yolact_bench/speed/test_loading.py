@@ -77,7 +77,7 @@ def test_it_is_measured_with_one_thread_as_in_a_worker(result: LoadingBenchmark)
 
 def test_generated_images_have_three_objects_with_tight_boxes(tmp_path: Path) -> None:
     write_images(tmp_path)
-    data = CocoInstances.load(tmp_path / "train.json", tmp_path / "images")
+    data = CocoInstances.load(tmp_path / "train/train.json", tmp_path / "train/images")
     assert data.images
     for image in data.images:
         assert data.read_image(image).shape == (375, 500, 3)

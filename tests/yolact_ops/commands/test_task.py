@@ -155,9 +155,9 @@ def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
     monkeypatch.setattr(kubeflow, "show_page", lambda *_: None)
     artifacts = {
         name: SimpleNamespace(path=str(tmp_path / name), uri="")
-        for name in ("processed", "model", "evaluation", "metrics", "report", "summary")
+        for name in ("eval_data", "model", "evaluation", "metrics", "report", "summary")
     }
-    for name in ("processed", "model"):
+    for name in ("eval_data", "model"):
         (tmp_path / name / "content").mkdir(parents=True)
     evaluate.python_func(params=kubeflow.as_text(params), code_version=VERSION, **artifacts)
     assert given_to_step["needs_store"] is True

@@ -386,7 +386,7 @@ def write_images(folder: Path, truth: dict[str, Any]) -> None:
 class TestCompare:
     def test_two_runs_with_a_page_of_the_images_in_which_they_differ(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
-        write_images(workplace / "data" / "processed", truth)
+        write_images(workplace / "data/processed/eval", truth)
         log_run("before", truth, rows_of(truth, missed={"image2.png"}), params={"train.lr": "0.1", "same": "1"})
         log_run("after", truth, rows_of(truth), params={"train.lr": "[bold]", "same": "1"})
         result = yolact("compare", "before", "after", "--samples", "100")
@@ -452,7 +452,7 @@ class TestCompare:
 
     def test_a_run_with_itself_differs_in_nothing(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
-        write_images(workplace / "data" / "processed", truth)
+        write_images(workplace / "data/processed/eval", truth)
         run_id = log_run("same", truth, rows_of(truth))
         result = yolact("compare", run_id, "same", "--samples", "100")
         assert result.exit_code == 0
@@ -480,7 +480,7 @@ class TestCompare:
 
     def test_the_working_folder_is_a_side(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
-        write_images(workplace / "data" / "processed", truth)
+        write_images(workplace / "data/processed/eval", truth)
         detect = yaml.safe_load((workplace / "params.yaml").read_text())["evaluate"]["detect"]
         log_run("before", truth, rows_of(truth, missed={"image2.png"}), params={"train.lr": "0.5"}, settings=detect)
         missing = yolact("compare", "before", ".")

@@ -102,7 +102,7 @@ def test_without_the_git_program_the_git_facts_are_unknown(
 def test_tags_are_complete_and_text_only(work_tree: Path, params: Params) -> None:
     (work_tree / "dvc.lock").write_text("schema: '2.0'\nstages:\n  ingest: {cmd: a}\n")
     (work_tree / "stats.json").write_text('{"digest": "d1"}')
-    tags = gather_lineage(params, processed_dir=work_tree, root=work_tree).as_tags()
+    tags = gather_lineage(params, eval_data_dir=work_tree, root=work_tree).as_tags()
     assert set(tags) == {
         "git_commit",
         "git_dirty",

@@ -354,7 +354,7 @@ def test_a_deleted_experiment_is_explained(params: Params) -> None:
 
 
 def data_set(digest: str = "d1", source: str = "sample") -> DataSet:
-    return DataSet("train", digest, source, Path("data/processed/train.json"), "training", 193)
+    return DataSet("train", digest, source, Path("data/processed/train/train.json"), "training", 193)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_data_set_is_an_input_of_the_run_with_digest_and_source(
     assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "training")]
     found = get_source(entry.dataset)
     assert (found.url if kind == "http" else found.uri) == address
-    assert json.loads(entry.dataset.source)["path"] == "data/processed/train.json"
+    assert json.loads(entry.dataset.source)["path"] == "data/processed/train/train.json"
 
 
 def test_files_and_folders_are_stored_with_the_run(params: Params, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_evaluate_ends_with_its_files_while_the_server_is_unavailable(
     cut(proxy)
     evaluate.run(
         params,
-        processed_dir=tmp_path / "processed",
+        eval_data_dir=tmp_path / "processed",
         model_dir=Path("models"),
         metrics_path=Path("metrics/eval.json"),
         report_dir=Path("reports/eval"),

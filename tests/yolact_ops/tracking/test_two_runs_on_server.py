@@ -30,6 +30,7 @@ SETTINGS = [
     "evaluate.detect.score_threshold=0.001",
 ]
 RAW, PROCESSED, MODELS, METRICS = (Path(path) for path in ("data/raw", "data/processed", "models", "metrics/eval.json"))
+TRAIN_DATA, EVAL_DATA = PROCESSED / "train", PROCESSED / "eval"
 
 
 def write_settings(name: str, *overrides: str) -> Params:
@@ -44,18 +45,27 @@ def make_version(params: Params) -> None:
     """Train, evaluate and register on the existing data."""
     plots = Path("plots")
     train.run(
-        params, processed_dir=PROCESSED, model_dir=MODELS, metrics_path=Path("train.json"), plots_dir=plots / "train"
+        params,
+        train_data_dir=TRAIN_DATA,
+        eval_data_dir=EVAL_DATA,
+        model_dir=MODELS,
+        metrics_path=Path("train.json"),
+        plots_dir=plots / "train",
     )
     evaluate.run(
         params,
-        processed_dir=PROCESSED,
+        eval_data_dir=EVAL_DATA,
         model_dir=MODELS,
         metrics_path=METRICS,
         report_dir=Path("reports/eval"),
         plots_dir=plots / "eval",
     )
     register.run(
-        params, model_dir=MODELS, processed_dir=PROCESSED, metrics_path=METRICS, report_path=Path("registration.json")
+        params,
+        model_dir=MODELS,
+        eval_data_dir=EVAL_DATA,
+        metrics_path=METRICS,
+        report_path=Path("registration.json"),
     )
 
 
@@ -95,7 +105,7 @@ def test_two_trained_models_are_compared_refused_promoted_and_rolled_back(
     assert "version 2 is the champion now (champion was: version 1)" in yolact("promote")
     assert "version 1 is the champion again (was: 2)" in yolact("rollback", "--reason", "a test")
 
-    image = next((PROCESSED / "images").iterdir())
+    image = next((EVAL_DATA / "images").iterdir())
     champion = mlflow.pyfunc.load_model(f"models:/{name}@champion", model_config={"device": "cpu"})
     [found] = champion.predict([{"image": image.read_bytes()}])
     assert set(found) == {"boxes", "scores", "labels", "masks"}
