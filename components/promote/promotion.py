@@ -139,7 +139,8 @@ def promote(params: Params, request: Request, *, eval_data_dir: Path) -> Outcome
     Raises:
         RegistryError: the registry has no such model, version or alias; the versions cannot be compared; another
             process holds the lock.
-        ServiceError: the service does not answer, or serves something else; nothing was changed.
+        ServiceError: the service refuses, or serves something else; nothing was changed. `ServiceUnavailableError` if
+            it does not answer.
         TrackingError: the store fails.
     """
     if request.force and not request.reason:

@@ -10,9 +10,10 @@ from typing import Any
 
 import requests  # type: ignore[import-untyped]
 
-from yolact.errors import YolactError
+from yolact.errors import EX_UNAVAILABLE, YolactError
 from yolact_ops.registry.versions import CHAMPION
 from yolact_ops.settings.params import PromoteConfig
+from yolact_ops.tracking.store import Failure, failure_of
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,13 @@ REQUEST_TIMEOUT = 10.0
 
 
 class ServiceError(YolactError, RuntimeError):
-    """The service does not answer, or serves something else, before anything was changed."""
+    """The service refuses the request, or serves something else, before anything was changed."""
+
+
+class ServiceUnavailableError(ServiceError):
+    """The service does not answer, or answers with an error: a retry may succeed."""
+
+    exit_code = EX_UNAVAILABLE
 
 
 class NotServedError(YolactError, RuntimeError):
@@ -69,13 +76,13 @@ class Service:
         """Wait until the service answers and follows the champion of ``name``, or has no model yet.
 
         Raises:
-            ServiceError: it does not within the time.
+            ServiceError: it does not within the time; `ServiceUnavailableError` if it is unavailable at the end.
         """
         end = time.monotonic() + self.timeout
         log.info("asking %s which model it serves", self.address)
-        while isinstance(answer := self._ask(), str):
+        while isinstance(answer := self._ask(), ServiceError):
             if time.monotonic() + INTERVAL > end:
-                raise ServiceError(
+                raise type(answer)(
                     f"promote.service: {self.address} {answer}. Nothing was changed; start the service, or set "
                     "promote.service to none"
                 )
@@ -94,35 +101,38 @@ class Service:
         in_a_row, said = 0, None
         while True:
             answer = self._ask()
-            problem = answer if isinstance(answer, str) else _problem(answer, name, version)
+            problem = str(answer) if isinstance(answer, ServiceError) else _problem(answer, name, version)
             if problem not in (None, said):
                 log.info("%s %s", self.address, problem)
             said = problem
             in_a_row = 0 if problem else in_a_row + 1
             if in_a_row == CONFIRMATIONS:
                 return Rollout(self.address, None)
-            if not isinstance(answer, str) and _is_refused(answer, name, version):
+            if not isinstance(answer, ServiceError) and _is_refused(answer, name, version):
                 return Rollout(self.address, problem)
             if time.monotonic() + INTERVAL > end:
                 late = problem or "has only begun to answer with it"
                 return Rollout(self.address, f"{late} ({self.timeout:g} s after the promotion)")
             time.sleep(INTERVAL)
 
-    def _ask(self) -> dict[str, Any] | str:
+    def _ask(self) -> dict[str, Any] | ServiceError:
         """The content of ``/readyz``, or what is wrong with the answer. Each look is a connection of its own."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
             answer = requests.get(f"{self.address}/readyz", headers=headers, timeout=REQUEST_TIMEOUT)
         except requests.RequestException as error:
-            return f"does not answer ({type(error).__name__})"
+            kind = ServiceUnavailableError if failure_of(error) is Failure.UNAVAILABLE else ServiceError
+            return kind(f"does not answer ({type(error).__name__})")
         if answer.status_code in (401, 403):
-            return f"answers {answer.status_code}: set the variable {TOKEN_VARIABLE}"
+            return ServiceError(f"answers {answer.status_code}: set the variable {TOKEN_VARIABLE}")
         try:
             tree = answer.json()
         except requests.JSONDecodeError:
             tree = None
         if not isinstance(tree, dict) or not {"ready", "model", "offered", "source_error"} <= tree.keys():
-            return f"is not `yolact serve`: /readyz answers {answer.status_code} and something else"
+            if answer.status_code == 429 or answer.status_code >= 500:  # of a gateway without a server behind it
+                return ServiceUnavailableError(f"answers {answer.status_code}")
+            return ServiceError(f"is not `yolact serve`: /readyz answers {answer.status_code} and something else")
         return tree
 
 

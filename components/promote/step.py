@@ -48,7 +48,8 @@ def run(params: Params, *, registration_path: Path, eval_data_dir: Path, report_
         RegistryError: the versions cannot be compared, or another process is promoting.
         TrackingError: the store fails.
         RefusedError: the gate refused and ``promote.fail_on_refusal`` is set; the reports are written.
-        ServiceError: the service does not answer, or serves something else; nothing was changed.
+        ServiceError: the service refuses, or serves something else; nothing was changed. `ServiceUnavailableError` if
+            it does not answer.
         ModelRegistryError: the decision stands, but could not be copied to ``register.model_registry``; the reports are
             written.
         NotServedError: the service does not take up the version, or did not earlier; the reports are written.

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from components.promote import rollout, step
 from components.promote.promotion import Outcome, Request, promote
-from components.promote.rollout import NotServedError, ServiceError
+from components.promote.rollout import NotServedError, ServiceError, ServiceUnavailableError
 from serving.server import Server
 from tests.components.registry_versions import add_version
 from tests.servers.servers import listening
@@ -194,8 +194,10 @@ def test_without_a_service_nothing_is_changed(registry: Registry, repository: Pa
         outcome = promote(params, Request(version=number, dry_run=True), eval_data_dir=Path("data/processed/eval"))
         assert outcome.status == "possible"
     else:
-        with pytest.raises(ServiceError, match=rf"{ABSENT} does not answer \(ConnectionError\)\. Nothing was changed"):
+        with pytest.raises(ServiceUnavailableError, match=rf"{ABSENT} does not answer \(ConnectionError\)\. Nothing"):
             run_step(params, number)
+        Path("params.yaml").write_text(yaml.safe_dump(settings(repository, ABSENT, timeout=1)))
+        assert CliRunner().invoke(app, ["promote"]).exit_code == 69
     assert (registry.champion, registry.decisions) == (None, [])
 
 
@@ -250,8 +252,9 @@ def test_a_gateway_gets_the_token_of_the_environment(
 ) -> None:
     with serving_first(registry, repository) as server, gateway(server.address, "secret-token") as address:
         number = registry.add(20)
-        with pytest.raises(ServiceError, match="answers 401: set the variable YOLACT_SERVE_TOKEN"):
+        with pytest.raises(ServiceError, match="answers 401: set the variable YOLACT_SERVE_TOKEN") as caught:
             ask(parse_params(settings(repository, address, timeout=1)), number)
+        assert caught.value.exit_code == 1
         monkeypatch.setenv(rollout.TOKEN_VARIABLE, "secret-token")
         outcome = ask(parse_params(settings(repository, address)), number)
         assert (outcome.status, registry.champion) == ("promoted", 2)
@@ -261,8 +264,23 @@ def test_a_gateway_gets_the_token_of_the_environment(
 def test_a_page_that_is_no_server_of_ours_is_named(model_dir: Path) -> None:
     with running(model=str(model_dir)) as server:
         service = rollout.Service(f"{server.address}/openapi.json?", 0.1)
-        with pytest.raises(ServiceError, match="is not `yolact serve`: /readyz answers 200 and something else"):
+        with pytest.raises(ServiceError, match="is not `yolact serve`: /readyz answers 200 and something") as caught:
             service.check("yolact")
+        assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(502, 69), (503, 69), (429, 69), (404, 1)])
+def test_a_gateway_without_a_server_behind_it_may_have_one_later(status: int, code: int) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with listening(Handler) as port, pytest.raises(ServiceError, match=f"answers {status}") as caught:
+        rollout.Service(f"http://127.0.0.1:{port}", 0.1).check("yolact")
+    assert caught.value.exit_code == code
 
 
 @pytest.mark.parametrize("service", ["", "yolact-serving", "ftp://a", "https://", "http://user:password@host/x"])
