@@ -59,12 +59,7 @@ class Failure(Enum):
 
 def failure_of(error: BaseException) -> Failure:
     """Classify an error of the tracking or artifact store; unknown errors count as refusals."""
-    status = _http_status(error)
-    if status is not None:
-        if status in (408, 429) or status >= 500:
-            return Failure.UNAVAILABLE
-        return Failure.INVALID if status in (400, 409, 413, 422) else Failure.REFUSED
-    from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
     from requests.exceptions import (  # type: ignore[import-untyped]
         InvalidSchema,
         InvalidURL,
@@ -74,18 +69,25 @@ def failure_of(error: BaseException) -> Failure:
     )
     from sqlalchemy.exc import DBAPIError
 
-    if isinstance(
-        error, NoCredentialsError | PartialCredentialsError | SSLError | InvalidSchema | InvalidURL | MissingSchema
-    ):
+    from yolact_ops.s3_errors import request_may_pass, unwrapped
+
+    error = unwrapped(error)
+    if isinstance(error, ClientError | BotoCoreError):
+        # Never invalid: S3 answers 400 to an unknown key or a wrong clock, not because of the file.
+        return Failure.UNAVAILABLE if request_may_pass(error) else Failure.REFUSED
+    status = _http_status(error)
+    if status is not None:
+        if status in (408, 429) or status >= 500:
+            return Failure.UNAVAILABLE
+        return Failure.INVALID if status in (400, 409, 413, 422) else Failure.REFUSED
+    if isinstance(error, SSLError | InvalidSchema | InvalidURL | MissingSchema):
         return Failure.REFUSED
-    unavailable = isinstance(error, RequestException | BotoCoreError | DBAPIError | OSError)
+    unavailable = isinstance(error, RequestException | DBAPIError | OSError)
     return Failure.UNAVAILABLE if unavailable else Failure.REFUSED
 
 
 def _http_status(error: BaseException) -> int | None:
-    """HTTP status of an error, or the one equivalent to MLflow's or S3's error code; None if there is none."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import ClientError
+    """HTTP status of an error, or the one equivalent to MLflow's error code; None if there is none."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import HTTPError
 
@@ -93,13 +95,6 @@ def _http_status(error: BaseException) -> int | None:
         return int(error.get_http_status_code())
     if isinstance(error, HTTPError) and error.response is not None:
         return int(error.response.status_code)
-    if isinstance(error, ClientError):
-        # S3 answers 400 to an unknown key or a wrong clock, never because of the file.
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-        return 403 if status < 500 else status
-    if isinstance(error, Boto3Error):  # wraps the error of the request
-        inner = error.__cause__ or error.__context__
-        return 500 if inner is None else _http_status(inner)
     return None
 
 

@@ -21,7 +21,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
-from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -35,7 +34,6 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ReadTimeoutError,
     ResponseStreamingError,
-    SSLError,
 )
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
@@ -43,6 +41,7 @@ from urllib3.exceptions import HTTPError
 from yolact.errors import DataError
 from yolact.files import remove_others, write_text_atomic
 from yolact_ops.lineage.redaction import without_credentials
+from yolact_ops.s3_errors import answer_of, request_may_pass, unwrapped
 from yolact_ops.transfer.archives import is_junk, safe_name
 from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
 from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError, ServerUnavailableError
@@ -193,25 +192,17 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
 def download_error(error: BaseException, address: S3Address, client: Any) -> DownloadError:
     """The error for a failed request; `ServerUnavailableError` if a retry may succeed."""
     kind = ServerUnavailableError if may_pass(error) else DownloadError
-    return kind(explain(_unwrapped(error), address, client))
+    return kind(explain(unwrapped(error), address, client))
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a failed request may succeed later: the server cannot be reached, breaks off or has a problem, or the
-    file changed meanwhile."""
-    error = _unwrapped(error)
-    if isinstance(error, ClientError):
-        code, status = _answer(error)
-        return status is None or status >= 500 or status in (408, 409, 412, 429) or code == "RequestTimeout"
-    if isinstance(error, SSLError | FileNotFoundError | PermissionError) or is_disk_error(error):
+    """Whether a failed request may succeed later: what `request_may_pass` says, or the connection breaks off."""
+    error = unwrapped(error)
+    if isinstance(error, ClientError | BotoCoreError):
+        return request_may_pass(error)
+    if isinstance(error, FileNotFoundError | PermissionError) or is_disk_error(error):
         return False
-    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | HTTPError | OSError)
-
-
-def _unwrapped(error: BaseException) -> BaseException:
-    """The error of the request, in which boto3's transfers of files wrap it."""
-    inner = error.__cause__ or error.__context__
-    return inner if isinstance(error, Boto3Error) and inner is not None else error
+    return isinstance(error, HTTPError | OSError)
 
 
 def explain(error: BaseException, address: S3Address, client: Any) -> str:
@@ -229,14 +220,8 @@ def explain(error: BaseException, address: S3Address, client: Any) -> str:
     return f"{where}: {error}. Check the address and the AWS settings."
 
 
-def _answer(error: ClientError) -> tuple[str, int | None]:
-    """Code of the error and HTTP status of the server's answer."""
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    return code, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-
-
 def _explain_answer(error: ClientError, address: S3Address) -> str:
-    code, status = _answer(error)
+    code, status = answer_of(error)
     if code == "NoSuchBucket":
         return f"there is no bucket {address.bucket!r}. Check the name and AWS_ENDPOINT_URL."
     if code in _KEYS_REFUSED:

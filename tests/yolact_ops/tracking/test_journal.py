@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import SSLError as BotoSSLError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException, RestException
@@ -432,7 +433,13 @@ def wrapped(inner: Exception) -> Exception:
         (SSLError("certificate"), Failure.REFUSED),
         (MissingSchema("no http://"), Failure.REFUSED),
         (s3("NoSuchBucket", 404), Failure.REFUSED),
+        (s3("InvalidAccessKeyId", 400), Failure.REFUSED),
+        (s3("RequestTimeout", 400), Failure.UNAVAILABLE),
+        (s3("OperationAborted", 409), Failure.UNAVAILABLE),
+        (s3("PreconditionFailed", 412), Failure.UNAVAILABLE),
+        (s3("TooManyRequests", 429), Failure.UNAVAILABLE),
         (s3("XMinioStorageFull", 507), Failure.UNAVAILABLE),
+        (BotoSSLError(endpoint_url="https://s3", error="certificate"), Failure.REFUSED),
         (wrapped(s3("AccessDenied", 403)), Failure.REFUSED),
         (wrapped(s3("SlowDown", 503)), Failure.UNAVAILABLE),
         (OSError(28, "No space left on device"), Failure.UNAVAILABLE),

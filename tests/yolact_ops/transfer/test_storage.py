@@ -352,7 +352,9 @@ def answered(status: int, code: str) -> ClientError:
     [
         (answered(503, "SlowDown"), True),
         (answered(500, "InternalError"), True),
+        (answered(409, "OperationAborted"), True),
         (answered(412, "PreconditionFailed"), True),
+        (answered(429, "TooManyRequests"), True),
         (answered(400, "RequestTimeout"), True),
         (answered(400, "InvalidBucketName"), False),
         (answered(403, "AccessDenied"), False),
