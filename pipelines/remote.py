@@ -235,9 +235,11 @@ def logs(
 def stop(run: RunName, *, server: ServerOptions) -> None:
     """Stop a run.
 
-    Its tasks end as if their pods were deleted; `retry` resumes a training from its newest checkpoint.
+    Its tasks end as if their pods were deleted, and its TrainJob is deleted; `retry` resumes a training from its newest
+    checkpoint.
     """
     from pipelines.servers.connection import ClusterError
+    from pipelines.servers.kube import RUN_LABEL, Kubernetes, KubernetesError
 
     reader = _reader(server)
     found = reader.read(reader.cluster.find_run(run))
@@ -245,6 +247,19 @@ def stop(run: RunName, *, server: ServerOptions) -> None:
         raise ClusterError(f"run {found.name} ({found.run_id}) is over: {found.state}")
     reader.cluster.stop(found.run_id)
     print(f"run {found.name} is being stopped. Go on later: python -m pipelines retry {found.run_id}")
+    pipeline = reader.cluster.pipeline_of(reader.cluster.run(found.run_id))
+    if pipeline is not None and not pipeline.has_nodes():
+        return
+    namespace = reader.cluster.pod_namespace
+    try:  # the task deletes it too, unless its container has ended before
+        for name in Kubernetes(namespace).delete_trainjobs(found.run_id):
+            print(f"TrainJob {name} is deleted; its pods write a checkpoint")
+    except KubernetesError as error:
+        print(
+            f"its TrainJob is left to the task, which may not have the time to delete it ({error}). If you have the "
+            f"right: kubectl -n {namespace} delete trainjobs -l {RUN_LABEL}={found.run_id}",
+            file=sys.stderr,
+        )
 
 
 @app.command()

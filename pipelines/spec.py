@@ -126,6 +126,10 @@ class CompiledPipeline:
             gpus=int(gpus) if (gpus := str(asked.get("accelerator", {}).get("resourceCount", ""))).isdecimal() else 0,
         )
 
+    def has_nodes(self) -> bool:
+        """Whether a task makes a TrainJob, see `pipelines.nodes.describe_nodes`."""
+        return any("nodes" in task.get("inputs", {}).get("parameters", {}) for task in _tasks(self.spec))
+
     def code_versions(self) -> dict[str, dict[str, str]]:
         """The code versions that the tasks were compiled for, by container image and step."""
         found: dict[str, dict[str, str]] = {}

@@ -82,6 +82,7 @@ def run(
         job.claim()
         try:
             with interrupts.at_once():
+                job.remove_leftovers()
                 data = {"train_data_dir": train_data_dir, "eval_data_dir": eval_data_dir}
                 _lay_out(params, code_version, data, checkpoints_dir, shared)
                 job.begin()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -24,8 +25,10 @@ RUNTIME = "yolact-torch"
 """The TrainingRuntime of deploy/train/runtime.yaml."""
 CONTAINER = "node"
 """The runtime's replicated job, and its container."""
+FOLDER_SUFFIX = "-nodes"
+"""Of the run's folder on the volume."""
 FOLLOWER_FILE = "followed-by"
-"""Names the try of the task that follows the TrainJob."""
+"""Names the try of the task that follows the TrainJob, which touches it at each look."""
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUN_LABEL = "pipeline/runid"
 
@@ -33,6 +36,8 @@ LOOK_EVERY = 5.0
 """Seconds between two looks at the TrainJob."""
 END_PATIENCE = 300.0
 """Seconds for the pods of a deleted TrainJob to end: their grace period, and the kubelet's time."""
+LEFT_AFTER = 86_400.0
+"""Seconds without a look after which a folder without a TrainJob is left over: more than copying the data takes."""
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +67,8 @@ class TrainJob:
         logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns of a ConfigMap that tasks need not read
         self._nodes = nodes
         self._shared = shared
-        self._run_id = shared.name.removesuffix("-nodes")
-        self.name = f"yolact-train-{hashlib.sha256(self._run_id.encode()).hexdigest()[:12]}"
+        self._run_id = shared.name.removesuffix(FOLDER_SUFFIX)
+        self.name = _name(self._run_id)
         try:
             self._client = TrainerClient()
         except ConfigException as error:
@@ -87,6 +92,17 @@ class TrainJob:
         self._is_first = not self._shared.exists()
         self._shared.mkdir(exist_ok=True)
         write_text_atomic(self._shared / FOLLOWER_FILE, self._try)
+
+    def remove_leftovers(self) -> None:
+        """Remove the folders of other runs that nobody follows and that have no TrainJob: a stop often leaves them, as
+        Kubeflow Pipelines ends the task's container before the pods have ended."""
+        for file in self._shared.parent.glob(f"*{FOLDER_SUFFIX}/{FOLLOWER_FILE}"):
+            folder = file.parent
+            with suppress(FileNotFoundError):  # its task has ended meanwhile
+                is_left = folder != self._shared and time.time() - file.stat().st_mtime > LEFT_AFTER
+                if is_left and self._find(_name(folder.name.removesuffix(FOLDER_SUFFIX))) is None:
+                    log.info("removing %s, which a run that was stopped has left", folder)
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def begin(self) -> None:
         """Find the TrainJob of an earlier try of the task, or make it."""
@@ -151,8 +167,10 @@ class TrainJob:
 
     def _check_follower(self) -> None:
         """Leave the TrainJob to a later try of the task: this one is of a node that was lost and came back."""
+        file = self._shared / FOLLOWER_FILE
         with suppress(FileNotFoundError):  # removed by it
-            if (self._shared / FOLLOWER_FILE).read_text(encoding="utf-8") == self._try:
+            if file.read_text(encoding="utf-8") == self._try:
+                os.utime(file)
                 return
         raise StillRunsError(f"TrainJob {self.name}: a later try of this task follows it")
 
@@ -228,9 +246,10 @@ class TrainJob:
                 f"{INSTALL.format(namespace=self._namespace)}; or train on one node: -C tasks.train.nodes=1"
             )
 
-    def _find(self) -> dict[str, Any] | None:
+    def _find(self, name: str | None = None) -> dict[str, Any] | None:
+        """The TrainJob, or another one."""
         get = self._custom.get_namespaced_custom_object
-        arguments = (GROUP, VERSION, self._namespace, PLURAL, self.name)
+        arguments = (GROUP, VERSION, self._namespace, PLURAL, name or self.name)
         try:
             found: dict[str, Any] = self._calls.ask(
                 "get trainjobs.trainer.kubeflow.org", lambda: get(*arguments, _request_timeout=TIMEOUT)
@@ -299,6 +318,11 @@ class TrainJob:
             f"TrainJob {self.name} failed: {failure.get('message') or failure.get('reason')}. {what}; {said}",
             code if code in (YolactError.exit_code, EX_UNAVAILABLE) else EX_SOFTWARE,
         )
+
+
+def _name(run_id: str) -> str:
+    """The name of a pipeline run's TrainJob."""
+    return f"yolact-train-{hashlib.sha256(run_id.encode()).hexdigest()[:12]}"
 
 
 def _condition(job: dict[str, Any], kind: str) -> dict[str, Any] | None:

@@ -117,6 +117,25 @@ class Kubernetes:
         """
         return self._list_custom("argoproj.io", "v1alpha1", "workflows", selector)
 
+    def delete_trainjobs(self, run_id: str) -> list[str]:
+        """Delete the TrainJobs of a run, and thereby their pods; returns their names.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        where = ("trainer.kubeflow.org", "v1alpha1")
+        try:
+            found = self._list_custom(*where, "trainjobs", f"{RUN_LABEL}={run_id}")
+        except KubernetesError as error:
+            if error.status == 404:  # a cluster without the Kubeflow Trainer
+                return []
+            raise
+        names = [str(one["metadata"]["name"]) for one in found]
+        delete = self.custom.delete_namespaced_custom_object
+        for name in names:  # None: its task has deleted it
+            self.find("delete trainjobs.trainer.kubeflow.org", delete, *where, self.namespace, "trainjobs", name)
+        return names
+
     def scheduled_workflows(self) -> list[Object]:
         """The recurring runs, as Kubernetes has them.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -429,6 +431,44 @@ def test_a_request_to_stop_while_data_is_copied_leaves_nothing(
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert (server.posted, shared(folder).exists()) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("is_old", "has_trainjob", "stays"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_what_a_stop_has_left_on_the_volume_goes_with_the_next_training(
+    server: TrainerServer, folder: Path, params: Params, is_old: bool, has_trainjob: bool, stays: bool
+) -> None:
+    other = folder / "volume" / "run-0-nodes"
+    (other / "processed").mkdir(parents=True)
+    (other / FOLLOWER_FILE).write_text("a try")
+    (folder / "volume" / "run-0").mkdir()  # its checkpoints
+    if is_old:
+        day_before_yesterday = time.time() - 2 * 86_400
+        os.utime(other / FOLLOWER_FILE, (day_before_yesterday, day_before_yesterday))
+    if has_trainjob:
+        server.others.append(f"yolact-train-{hashlib.sha256(b'run-0').hexdigest()[:12]}")
+    server.on_create = succeeds(server, folder)
+    run(folder, params)
+    assert (other.exists(), (folder / "volume" / "run-0").is_dir()) == (stays, True)
+    assert not shared(folder).exists()
+
+
+def test_a_folder_is_not_left_over_while_its_trainjob_is_followed(
+    server: TrainerServer, folder: Path, params: Params
+) -> None:
+    looks, ages = iter(range(100)), []
+
+    def look() -> None:
+        file = shared(folder) / FOLLOWER_FILE
+        ages.append(time.time() - file.stat().st_mtime)
+        if next(looks) == 1:
+            succeeds(server, folder)()
+        os.utime(file, (0, 0))
+
+    server.on_look = look
+    run(folder, params)
+    assert max(ages) < 60
 
 
 def test_a_try_whose_node_was_lost_leaves_the_trainjob_to_the_later_one(

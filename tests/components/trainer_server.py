@@ -33,6 +33,8 @@ class TrainerServer:
     broken: int = 0
     """Requests that are answered with 503 from now on."""
     job: dict[str, Any] | None = None
+    others: list[str] = field(default_factory=list)
+    """Names of TrainJobs of other runs."""
     pods: list[dict[str, Any]] = field(default_factory=list)
     logs: dict[str, list[str]] = field(default_factory=dict)
     """Lines by pod, with their time stamps."""
@@ -103,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/trainingruntimes/yolact-torch" in url.path and state.has_runtime:
             runtime = yaml.safe_load(RUNTIME_FILE.read_text(encoding="utf-8"))
             self._send(200, runtime | {"metadata": runtime["metadata"] | {"namespace": "kubeflow"}})
+        elif url.path.rpartition("/")[2] in state.others:
+            self._send(200, {"metadata": {"name": url.path.rpartition("/")[2]}})
         elif "/trainjobs/" in url.path:
             if state.job is not None:
                 state.on_look()

@@ -1,5 +1,5 @@
 """A fake of Kubernetes' API server: answers GET with given objects, one by its name, or a list by label selector, and
-keeps what is created.
+keeps what is created and removes what is deleted.
 
 Objects of Kubernetes itself are checked against its schemas; of custom ones, such as Argo's workflows, the metadata.
 """
@@ -75,13 +75,18 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
+    def _is_refused(self, path: str) -> bool:
         if self.state.is_broken:
             self._send(500, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "InternalError"})
-            return
-        if self.state.forbidden and re.search(self.state.forbidden, url.path):
+        elif self.state.forbidden and re.search(self.state.forbidden, path):
             self._send(403, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden"})
+        else:
+            return False
+        return True
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if self._is_refused(url.path):
             return
         if url.path in self.state.texts:
             self._send(200, self.state.texts[url.path])
@@ -110,6 +115,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.add(path, thing)
         thing["status"] = self.state.statuses[path]
         self._send(201, thing)
+
+    def do_DELETE(self) -> None:
+        path = urlsplit(self.path).path
+        if self._is_refused(path):
+            return
+        one = ONE.fullmatch(path)
+        assert one, path
+        things = self.state.lists.get(one[1], [])
+        found = [each for each in things if each["metadata"]["name"] == one[2]]
+        for each in found:
+            things.remove(each)
+        success = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+        self._send(*((200, success) if found else (404, NOT_FOUND)))
 
     def _send(self, status: int, answer: Any) -> None:
         data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()

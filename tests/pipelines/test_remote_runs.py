@@ -8,6 +8,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -459,6 +460,58 @@ def test_stop_and_retry_send_their_requests_only_where_they_make_sense(server: S
     assert "is over: failed" in call("stop", failed).err
     assert call("retry", failed).code == 0
     assert server.count(r"POST .*:retry") == 1
+
+
+TRAINJOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs"
+
+
+def replay_with_nodes(server: Server) -> str:
+    """A running run whose task train has made a TrainJob."""
+    run_id = replay(server, "image-missing")
+    for version in server.versions.values():
+        train = version["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]["train"]
+        train["inputs"]["parameters"]["nodes"] = {"runtimeValue": {"constant": "{}"}}
+    return run_id
+
+
+def trainjob(name: str, run_id: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "kubeflow", "labels": {"pipeline/runid": run_id}}
+    return {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": metadata}
+
+
+def test_stop_deletes_the_trainjob_of_the_run_and_no_other(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = replay_with_nodes(server)
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.add(TRAINJOBS, trainjob("ours", run_id))
+        kubernetes.add(TRAINJOBS, trainjob("another", "another-run"))
+        stopped = call("stop", run_id)
+        left = [one["metadata"]["name"] for one in kubernetes.lists[TRAINJOBS]]
+    assert (stopped.code, stopped.err, left) == (0, "", ["another"])
+    assert "TrainJob ours is deleted" in stopped.out
+    assert server.count(f"POST .*/{run_id}:terminate") == 1
+
+
+@pytest.mark.parametrize("forbidden", ["trainjobs$", "trainjobs/ours"])
+def test_stop_without_the_rights_says_how_the_trainjob_is_deleted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    run_id = replay_with_nodes(server)
+    command = f"kubectl -n kubeflow delete trainjobs -l pipeline/runid={run_id}"
+    assert command in call("stop", run_id).err  # no kubeconfig
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.add(TRAINJOBS, trainjob("ours", run_id))
+        kubernetes.forbidden = forbidden
+        refused = call("stop", run_id)
+    right = "list" if forbidden.endswith("$") else "delete"
+    assert refused.code == 0
+    assert f"no right to {right} trainjobs.trainer.kubeflow.org in namespace kubeflow" in refused.err
+    assert command in refused.err
+
+
+def test_stop_says_nothing_of_trainjobs_where_there_is_none(server: Server) -> None:
+    assert call("stop", replay(server, "image-missing")).err == ""
 
 
 # Logs ----------------------------------------------------------------------------------------------------------------
