@@ -86,6 +86,12 @@ def _label_value(value: str) -> str:
     return value
 
 
+def _device(value: str) -> str:
+    if "/" not in value:
+        raise ValueError("not a device of Kubernetes, as rdma/ib")
+    return _label_key(value)
+
+
 CORES, BYTES = r"\d+(\.\d+)?m?", r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?"
 
 
@@ -105,6 +111,8 @@ VolumeName = Annotated[str, Field(min_length=1), AfterValidator(_volume_name)]
 a single label of RFC 1123."""
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 LabelValue = Annotated[str, AfterValidator(_label_value)]
+Device = Annotated[str, AfterValidator(_device)]
+"""Name of an extended resource, which a device plugin offers."""
 Variable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 """Name of an environment variable, and of the secret's key that holds its value."""
 Seconds = Annotated[int, Field(ge=1)]
@@ -154,6 +162,8 @@ class TaskConfig(_Section):
     gpus: Annotated[int, Field(ge=0)]
     nodes: Annotated[int, Field(ge=1)]
     """With several, the resources, secrets and place are those of each node's pod, see `ClusterConfig.for_pod`."""
+    devices: dict[Device, Annotated[int, Field(ge=1)]]
+    """Of each node, besides its GPUs; none with one node."""
     shared_memory: Annotated[str, Field(pattern=rf"^({BYTES})?$")]
     time_limit: Seconds
     retries: Annotated[int, Field(ge=0)]
@@ -294,6 +304,15 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
                 "is empty: name a claim that all nodes can mount (ReadWriteMany)"
             )
             yield (*section, "nodes"), ("checkpoints", "claim"), message
+        for device in task.devices:
+            if task.nodes == 1:
+                message = (
+                    f"only nodes of a TrainJob, tasks.{PARALLEL_STEP}.nodes above 1, get other devices than gpu: "
+                    "Kubeflow Pipelines 2.17 gives a task one kind (docs/kubeflow.md)"
+                )
+                yield (*section, "devices", device), (*section, "nodes"), message
+            elif device == config.gpu:
+                yield (*section, "devices", device), ("gpu",), "is what gpus counts"
         for secret in task.secrets:
             if secret not in config.secrets:
                 yield (*section, "secrets"), f"{secret!r} is not one of the secrets ({', '.join(config.secrets)})"
@@ -367,7 +386,7 @@ _NOT_IN_KFP = (
         "with Kueue use queue_priority, else a PriorityClass that is the cluster's default",
     ),
     (r"ephemeral_?storage", "use scratch, or a LimitRange with a default request of ephemeral-storage"),
-    (r"rdma|resources?$|devices$", "gpu names its only kind of device; RDMA is for nodes of a TrainJob"),
+    (r"rdma|resources?$", "gpu names its only kind of device; nodes of a TrainJob get others by devices"),
     (r"topology", "use node_affinity or node_selector"),
 )
 """Keys that people look for and the SDK has no function for: a pattern, and what to do instead."""

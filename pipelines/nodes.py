@@ -18,10 +18,11 @@ def describe_nodes(cluster: ClusterConfig) -> str:
         return ""
     volumes, mounts = pod_volumes(cluster, config, config.secrets)
     resources = {"cpu": config.cpu, "memory": config.memory_limit}
+    devices = {name: str(count) for name, count in config.devices.items()}
     return Nodes(
         count=config.nodes,
         image=cluster.image,
-        resources=resources | ({cluster.gpu: str(config.gpus)} if config.gpus else {}),
+        resources=resources | ({cluster.gpu: str(config.gpus)} if config.gpus else {}) | devices,
         variables=pod_variables(cluster, config, config.secrets),
         volumes=volumes,
         mounts=mounts,

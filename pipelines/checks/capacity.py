@@ -16,7 +16,7 @@ from pipelines.config import ClusterConfig, NodeRequirement, TaskConfig, Tolerat
 from pipelines.servers.kube import Object
 
 Amounts = dict[str, Decimal]
-"""Cores, bytes and GPUs by the name of the resource in Kubernetes."""
+"""Cores, bytes, GPUs and other devices by the name of the resource in Kubernetes."""
 
 CPU, MEMORY = "cpu", "memory"
 
@@ -130,8 +130,8 @@ def _find_problem(config: ClusterConfig, steps: Sequence[str], rooms: Sequence[R
     largest = max(open_rooms, key=lambda room: _share(room.allocatable, needs))
     lacking = [name for name, amount in needs.items() if amount > largest.allocatable.get(name, Decimal(0))]
     if lacking:
-        keys = {CPU: "cpu", MEMORY: "memory"}
-        changes = " ".join(f"-C tasks.{step}.{keys.get(name, 'gpus')}=..." for step in steps for name in lacking)
+        keys = {CPU: "cpu", MEMORY: "memory", config.gpu: "gpus"}
+        changes = " ".join(f"-C tasks.{step}.{keys.get(name, 'devices')}=..." for step in steps for name in lacking)
         return Finding(
             Level.FAILURE,
             what,
@@ -157,7 +157,8 @@ def _find_problem(config: ClusterConfig, steps: Sequence[str], rooms: Sequence[R
 
 def _needs(task: TaskConfig, config: ClusterConfig, has_gpus: bool) -> Amounts:
     needs = _amounts({CPU: task.cpu, MEMORY: task.memory})
-    return needs | ({config.gpu: Decimal(task.gpus)} if task.gpus and has_gpus else {})
+    devices = {name: Decimal(count) for name, count in task.devices.items()}
+    return needs | ({config.gpu: Decimal(task.gpus)} if task.gpus and has_gpus else {}) | devices
 
 
 def _share(room: Mapping[str, Decimal], needs: Amounts) -> Decimal:

@@ -131,6 +131,14 @@ def test_the_trainjob_is_the_one_that_a_real_trainer_took(
     assert not shared(folder).exists()
 
 
+def test_devices_are_among_the_resources_of_each_node(server: TrainerServer, folder: Path, params: Params) -> None:
+    server.on_create = succeeds(server, folder)
+    cluster = load_cluster(overrides=[*CHANGES, "tasks.train.devices={rdma/ib: 1, example.com/Fast_NIC: 8}"])
+    run(folder, params, describe_nodes(cluster))
+    asked = {"cpu": "1", "memory": "2Gi", "rdma/ib": "1", "example.com/Fast_NIC": "8"}
+    assert server.posted[0]["spec"]["trainer"]["resourcesPerNode"] == {"requests": asked, "limits": asked}
+
+
 def test_the_volume_gets_the_data_and_the_nodes_are_told_where_it_is(
     server: TrainerServer, folder: Path, params: Params
 ) -> None:

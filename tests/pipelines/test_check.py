@@ -529,6 +529,17 @@ def test_nodes_without_gpus(cluster: KubeServer) -> None:
     assert (code, found["GPUs"]["level"]) == (0, "ok")
 
 
+def test_a_device_that_no_node_offers(cluster: KubeServer) -> None:
+    changes = ("-C", "tasks.train.nodes=2", "-C", "tasks.train.devices={rdma/ib: 2}")
+    _, found = run(*changes)
+    refused = found["task train"]
+    assert (refused["level"], "-C tasks.train.devices=..." in refused["mend"]) == ("failure", True)
+    assert "2 rdma/ib; the largest node, one, has" in refused["text"]
+    (one,) = cluster.lists["/api/v1/nodes"]
+    one["status"]["allocatable"]["rdma/ib"] = "2"
+    assert "task train" not in run(*changes)[1]
+
+
 def test_taints_and_labels_keep_tasks_away(cluster: KubeServer) -> None:
     (one,) = cluster.lists["/api/v1/nodes"]
     one["spec"] = {"taints": [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]}

@@ -480,6 +480,10 @@ NEEDS = "tasks.train.node_affinity.0: operator {} needs {}"
         ("scan_parts=0", "scan_parts: input should be greater than or equal to 1 (found 0)"),
         ("scan_parts=1001", "scan_parts: input should be less than or equal to 1000 (found 1001)"),
         ("tasks.train.nodes=0", "tasks.train.nodes: input should be greater than or equal to 1 (found 0)"),
+        ("tasks.train.rdma=1", "tasks.train.rdma: Kubeflow Pipelines 2.17 cannot set this for a task; gpu names"),
+        ("tasks.train.devices={rdma/ib: 1}", "tasks.train.devices.rdma/ib: only nodes of a TrainJob, tasks.train"),
+        ("tasks.train.devices={rdma: 1}", "tasks.train.devices.rdma.[key]: not a device of Kubernetes, as rdma/ib"),
+        ("tasks.train.devices={rdma/ib: 0}", "tasks.train.devices.rdma/ib: input should be greater than or equal to 1"),
         ("tasks.evaluate.nodes=2", "tasks.evaluate.nodes: only the step train uses more than one node (found 2)"),
         ("parallel.predict=-1", "parallel.predict: input should be greater than or equal to 0 (found -1)"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
@@ -520,14 +524,22 @@ def test_several_nodes_without_a_volume_are_refused() -> None:
     assert "ReadWriteMany" in str(caught.value)
 
 
+def test_gpus_are_not_counted_twice() -> None:
+    change = "tasks.train.devices={nvidia.com/gpu: 8}"
+    with pytest.raises(SettingsError, match=r"tasks\.train\.devices\.nvidia\.com/gpu: is what gpus counts"):
+        load_cluster(overrides=["tasks.train.nodes=2", change])
+
+
 def test_on_several_nodes_the_task_only_follows_and_the_nodes_get_its_resources() -> None:
     changes = ["tasks.train.nodes=4", "tasks.train.gpus=8", "tasks.train.queue=gpus", "tasks.train.scratch=200Gi"]
     changes += ["tasks.train.node_selector={pool: a}", "tasks.train.env={NCCL_DEBUG: INFO}", "gpu=amd.com/gpu"]
+    changes += ["tasks.train.devices={rdma/ib: 1, example.com/Fast_NIC: 8}"]
     cluster = load_cluster(overrides=changes)
     spec, platforms = documents(pipeline_text("training", cluster, VERSIONS))
     nodes = json.loads(tasks(spec)["train"]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"])
     assert (nodes["count"], nodes["time_limit"], nodes["labels"]) == (4, 604800, {"kueue.x-k8s.io/queue-name": "gpus"})
-    assert nodes["resources"] == {"cpu": "8", "memory": "48Gi", "amd.com/gpu": "8"}
+    devices = {"amd.com/gpu": "8", "rdma/ib": "1", "example.com/Fast_NIC": "8"}
+    assert nodes["resources"] == {"cpu": "8", "memory": "48Gi"} | devices
     assert (nodes["node_selector"], nodes["variables"]["NCCL_DEBUG"]) == ({"pool": "a"}, "INFO")
     assert nodes["variables"]["TMPDIR"] == "/scratch"
     volumes = {volume["name"] for volume in nodes["volumes"]}
