@@ -23,7 +23,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from components.train import kubernetes_calls, trainjob, trainjob_client
+from components.train import kubernetes_calls, training, trainjob, trainjob_client
 from components.train.kubernetes_calls import NodesError
 from components.train.trainjob_client import FOLLOWER_FILE, TrainJob
 from pipelines.config import load_cluster
@@ -33,6 +33,8 @@ from tests.components.trainer_server import RECORDED, TrainerServer, trainer_ser
 from yolact.engine.interrupts import InterruptedRunError
 from yolact.errors import SettingsError
 from yolact.limits import POD_VARIABLE
+from yolact.models.weights import save_model
+from yolact.models.yolact import Yolact
 from yolact_ops.lineage.code import installed_version
 from yolact_ops.settings.params import Params, load_params, parse_params
 
@@ -514,24 +516,69 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.mark.slow
-def test_two_nodes_give_the_weights_of_two_processes_on_this_machine(
-    server: TrainerServer, folder: Path, repository: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pods are processes here, with the variables that the Trainer gives them."""
+@pytest.fixture
+def tree(folder: Path, repository: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a small training; its data, and an empty store, are in the folder."""
     for name in OURS:
         monkeypatch.delenv(name, raising=False)
     store = folder / "mlflow.db"
     store.write_bytes(empty_store.read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(repository))
     make_split(folder / "processed", "train", [1, 2, 4, 5])
     make_split(folder / "processed", "val", [3])
     (folder / "processed/eval/stats.json").write_text(json.dumps({"digest": DIGEST, "split_digests": SPLIT_DIGESTS}))
-    tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text(encoding="utf-8"))
-    tree["model"] |= MODEL | {"backbone_blocks": [1, 1, 1, 1]}
-    tree["train"] |= TRAIN | {"epochs": 2, "batch_size": 2, "validate_every": 2, "log_every": 1}
-    tree["runtime"] |= RUNTIME
+    settings: dict[str, Any] = yaml.safe_load((repository / "conf" / "base.yaml").read_text(encoding="utf-8"))
+    settings["model"] |= MODEL | {"backbone_blocks": [1, 1, 1, 1]}
+    settings["train"] |= TRAIN | {"epochs": 2, "batch_size": 2, "validate_every": 2, "log_every": 1}
+    settings["runtime"] |= RUNTIME
+    return settings
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_outside_of_a_cluster_two_nodes_are_two_processes_that_give_the_weights_of_one(
+    folder: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One epoch of two steps, small enough to be in every run of the tests.
+
+    Trained weights to start from freeze batch norm, whose sums in channels_last PyTorch rounds too coarsely on a CPU.
+    """
+    monkeypatch.delenv(POD_VARIABLE, raising=False)
+    torch.manual_seed(0)
+    save_model(Yolact(parse_params(tree).model, 2), ["red", "blue"], folder / "start")
+    tree["model"]["initial_weights"] = str(folder / "start")
+    tree["train"] |= {"epochs": 1, "lr": 1e-2, "warmup_steps": 0, "validate_every": 1}
+    run(folder, parse_params(tree))
+    assert "[train] training processes: 2\n" in capfd.readouterr().err
+    one = folder / "one"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    training.run(
+        parse_params(tree),
+        train_data_dir=folder / "processed/train",
+        eval_data_dir=folder / "processed/eval",
+        model_dir=one / "model",
+        metrics_path=one / "train.json",
+        plots_dir=one / "plots",
+        checkpoints_dir=one / "checkpoints",
+    )
+    torch.set_num_threads(threads)
+    start, mine, theirs = load_file(folder / "start" / "model.safetensors"), weights(folder), weights(one)
+    assert mine.keys() == theirs.keys()
+    assert max((theirs[name] - start[name]).abs().max() for name in start) > 1e-2
+    for name, expected in theirs.items():
+        assert torch.allclose(mine[name], expected, rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_weights_of_two_processes_on_this_machine(
+    server: TrainerServer, folder: Path, tree: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pods are processes here, with the variables that the Trainer gives them."""
     params, port, nodes = parse_params(tree), free_port(), []
     logs = [(folder / f"node-{rank}.log").open("w") for rank in (0, 1)]
 
@@ -539,7 +586,7 @@ def test_two_nodes_give_the_weights_of_two_processes_on_this_machine(
         command = server.posted[0]["spec"]["trainer"]["command"]
         for rank in (0, 1):
             here = {"PET_NNODES": "2", "PET_NODE_RANK": str(rank), "PET_MASTER_ADDR": "127.0.0.1"}
-            environment = os.environ | here | {"PET_MASTER_PORT": str(port), "PYTHONPATH": str(repository)}
+            environment = os.environ | here | {"PET_MASTER_PORT": str(port)}
             nodes.append(subprocess.Popen([sys.executable, *command[1:]], env=environment, stderr=logs[rank]))
 
     def look() -> None:
@@ -552,11 +599,10 @@ def test_two_nodes_give_the_weights_of_two_processes_on_this_machine(
     assert "[train] training processes: 1 on each of 2 nodes" in (folder / "node-0.log").read_text()
 
     monkeypatch.delenv(POD_VARIABLE)
-    monkeypatch.setenv("PYTHONPATH", str(repository))
     two = folder / "two"
     (two / "volume").mkdir(parents=True)
     (two / "processed").symlink_to(folder / "processed")
     run(two, params)  # outside of a cluster
-    mine, theirs = (load_file(where / "model" / "model.safetensors") for where in (folder, two))
+    mine, theirs = weights(folder), weights(two)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)

@@ -65,9 +65,14 @@ def run(folder: Path, processes: int, settings: dict[str, Any], expect: int = 0)
     ],
     ids=["frozen batch norm", "clipped, averaged, in two passes, unequal shares, masks drawn, another term"],
 )
-def test_two_processes_give_the_weights_and_detections_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_two_processes_give_the_gradients_weights_and_detections_of_one(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     one = run(tmp_path / "one", 1, BASE | changes | {"accumulate": 1})
     two = run(tmp_path / "two", 2, BASE | changes)
+    assert len(one["gradients"]) == len(two["gradients"]) > 40
+    for name, expected in one["gradients"].items():  # of the first step
+        assert (two["gradients"][name] - expected).abs().max() <= 1e-5 * expected.abs().max(), name
     for name, expected in one["weights"].items():
         assert torch.allclose(two["weights"][name], expected, rtol=1e-5, atol=1e-5), name
     for mine, theirs in zip(two["history"]["steps"], one["history"]["steps"], strict=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.coloured_boxes import BLUE, RED, SIZE, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
@@ -71,8 +72,8 @@ def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
     return Trainer(model, data, params, folder / "models", store, lambda _: {"mask_AP": 0.0}, SilentListener(), {})
 
 
-def train(settings: dict[str, Any], world: World) -> Trainer:
-    """Train in the current folder, from a checkpoint if there is one."""
+def train(settings: dict[str, Any], world: World) -> tuple[Trainer, dict[str, Tensor]]:
+    """Train in the current folder, from a checkpoint if there is one; the trainer, and its first step's gradients."""
     annotations = make_images(Path(f"images{world.rank}"), settings.pop("images"))
     if "dice" in settings.get("loss", {}).get("weights", {}):
         LOSS_TERMS["dice"] = DICE
@@ -86,8 +87,16 @@ def train(settings: dict[str, Any], world: World) -> Trainer:
     trainer = Trainer(model, data, params, Path("models"), store, validate, SilentListener(), {}, world)
     if state is not None:
         trainer.restore(state)
+    gradients: dict[str, Tensor] = {}
+
+    def keep_first(*_: Any) -> None:
+        if not gradients:
+            found = {name: weight.grad for name, weight in model.named_parameters()}
+            gradients.update({name: gradient.clone() for name, gradient in found.items() if gradient is not None})
+
+    trainer.optimizer.register_step_pre_hook(keep_first)
     trainer.fit()
-    return trainer
+    return trainer, gradients
 
 
 def main() -> None:
@@ -95,10 +104,10 @@ def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     try:
         with joined_world("cpu") as world:
-            trainer = train(settings, world)
+            trainer, gradients = train(settings, world)
             if world.is_main:
                 outcome = {"weights": trainer.model.state_dict(), "rows": trainer.validate.rows}  # type: ignore[attr-defined]
-                torch.save(outcome | {"history": trainer.history}, "done.pt")
+                torch.save(outcome | {"history": trainer.history, "gradients": gradients}, "done.pt")
     except InterruptedRunError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
