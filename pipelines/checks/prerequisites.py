@@ -15,7 +15,7 @@ from pipelines.checks.finding import Finding, Level
 from pipelines.checks.quota import check_quotas
 from pipelines.config import PARALLEL_STEP, ClusterConfig, SecretConfig
 from pipelines.image import check_image
-from pipelines.servers.kube import CLUSTER_WIDE, Kubernetes, KubernetesError, Object
+from pipelines.servers.kube import CLUSTER_WIDE, RUN_LABEL, Kubernetes, KubernetesError, Object
 from yolact.errors import SettingsError
 from yolact_ops.lineage.code import ROOT, find_steps, installed_versions
 
@@ -74,6 +74,7 @@ class Prerequisites:
             *((f"secret {name}", partial(self._check_pull_secret, name)) for name in self.config.image_pull_secrets),
             ("checkpoint volume", self._check_claim),
             *([("Kubeflow Trainer", self._check_trainer)] if self._nodes > 1 else []),
+            *([("TrainJobs", self._check_trainjobs)] if self._nodes > 1 else []),
             ("quota", self._check_quota),
             ("nodes", self._check_nodes),
             ("Argo's retries", self._check_argo),
@@ -110,6 +111,23 @@ class Prerequisites:
             )
         else:
             yield Finding(Level.OK, what, f"has the TrainingRuntime {RUNTIME}")
+
+    def _check_trainjobs(self) -> Iterator[Finding]:
+        """TrainJobs that no task follows: a task that is stopped may have no time to delete its own."""
+        what, access = "TrainJobs", self.kubernetes
+        left = 0
+        for found in access.trainjobs(RUN_LABEL):
+            name, run_id = found["metadata"]["name"], found["metadata"]["labels"][RUN_LABEL]
+            if not any(pod.get("status", {}).get("phase") in ("Pending", "Running") for pod in access.pods(run_id)):
+                left += 1
+                yield Finding(
+                    Level.WARNING,
+                    what,
+                    f"no pod of run {run_id} follows TrainJob {name}: the run was stopped, or tries again later",
+                    f"If it was stopped: `kubectl -n {self._namespace} delete trainjob {name}`",
+                )
+        if not left:
+            yield Finding(Level.OK, what, "none without a task that follows it")
 
     def _check_namespace(self) -> Iterator[Finding]:
         what, name = f"namespace {self._namespace}", self._namespace

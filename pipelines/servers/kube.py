@@ -18,6 +18,8 @@ TIMEOUT = (10.0, 60.0)
 RUN_LABEL = "pipeline/runid"
 """Label with the pipeline run's id, on its Argo workflow and on its pods."""
 
+TRAINJOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
+
 CLUSTER_WIDE = ("list nodes", "list pods of all namespaces", "get namespaces", "get storageclasses")
 """Rights that no role of a namespace gives."""
 
@@ -117,23 +119,30 @@ class Kubernetes:
         """
         return self._list_custom("argoproj.io", "v1alpha1", "workflows", selector)
 
+    def trainjobs(self, selector: str) -> list[Object]:
+        """The TrainJobs whose labels fit the selector; none in a cluster without the Kubeflow Trainer.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        try:
+            return self._list_custom(*TRAINJOBS, selector)
+        except KubernetesError as error:
+            if error.status == 404:
+                return []
+            raise
+
     def delete_trainjobs(self, run_id: str) -> list[str]:
         """Delete the TrainJobs of a run, and thereby their pods; returns their names.
 
         Raises:
             KubernetesError: see `get`.
         """
-        where = ("trainer.kubeflow.org", "v1alpha1")
-        try:
-            found = self._list_custom(*where, "trainjobs", f"{RUN_LABEL}={run_id}")
-        except KubernetesError as error:
-            if error.status == 404:  # a cluster without the Kubeflow Trainer
-                return []
-            raise
-        names = [str(one["metadata"]["name"]) for one in found]
+        names = [str(one["metadata"]["name"]) for one in self.trainjobs(f"{RUN_LABEL}={run_id}")]
+        group, version, plural = TRAINJOBS
         delete = self.custom.delete_namespaced_custom_object
         for name in names:  # None: its task has deleted it
-            self.find("delete trainjobs.trainer.kubeflow.org", delete, *where, self.namespace, "trainjobs", name)
+            self.find(f"delete {plural}.{group}", delete, group, version, self.namespace, plural, name)
         return names
 
     def scheduled_workflows(self) -> list[Object]:

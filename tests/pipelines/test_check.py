@@ -361,6 +361,22 @@ def test_several_nodes_need_the_trainer_and_its_runtime(cluster: KubeServer) -> 
     assert "Kubeflow Trainer" not in found
 
 
+def test_trainjobs_that_no_task_follows(cluster: KubeServer) -> None:
+    assert run(*NODES)[1]["TrainJobs"]["level"] == "ok"
+    label, pods = "pipeline/runid", f"{CORE}/kubeflow/pods"
+    for one in ("followed", "left"):
+        trainjob = thing("TrainJob", one, "trainer.kubeflow.org/v1alpha1", labels={label: f"run-{one}"})
+        cluster.add("/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainjobs", trainjob)
+        phase = "Running" if one == "followed" else "Failed"
+        spec = {"containers": [{"name": "main", "image": IMAGE}]}
+        pod = {**thing("Pod", f"task-of-{one}", labels={label: f"run-{one}"}), "spec": spec}
+        cluster.add(pods, pod | {"status": {"phase": phase}})
+    found = run(*NODES)[1]["TrainJobs"]
+    assert (found["level"], "no pod of run run-left follows TrainJob left" in found["text"]) == ("warning", True)
+    assert "`kubectl -n kubeflow delete trainjob left`" in found["mend"]
+    assert "TrainJobs" not in run()[1]
+
+
 @pytest.mark.parametrize(
     ("phase", "binding", "level"),
     [("Pending", "Immediate", "failure"), ("Pending", "WaitForFirstConsumer", "ok"), ("Lost", "Immediate", "failure")],
