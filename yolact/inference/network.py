@@ -90,11 +90,18 @@ class InferenceNetwork:
         anchors = self._anchors(Yolact.level_sizes(images.shape[2], images.shape[3]), images.device)
         return RawOutputs(boxes, class_logits, mask_coefficients, prototypes, anchors, semantic_logits=None)
 
-    def _run(self, images: Tensor) -> list[Tensor]:
-        """Boxes, class logits, mask coefficients and prototypes; on a CPU of `CPU_PIXELS` at once."""
+    def images_at_once(self, height: int, width: int) -> int | None:
+        """How many images of this size, pixels, run at once: on a CPU `CPU_PIXELS`; None for any number."""
         if self.device.type != "cpu" or self._compiled:
+            return None
+        return max(1, CPU_PIXELS // (height * width))
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        """Boxes, class logits, mask coefficients and prototypes."""
+        at_once = self.images_at_once(images.shape[2], images.shape[3])
+        if at_once is None:
             return list(self._tensors(images)[:4])
-        parts = images.split(max(1, CPU_PIXELS // (images.shape[2] * images.shape[3])))
+        parts = images.split(at_once)
         outputs = [self._tensors(part)[:4] for part in parts]
         return list(outputs[0]) if len(outputs) == 1 else [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
 

@@ -76,6 +76,11 @@ class ImagePredictor(ABC):
         self.mask_resolution = mask_resolution
         self.batch_size = batch_size
 
+    @property
+    def images_at_once(self) -> int:
+        """Images of a batch that the network runs at once, at most ``batch_size``."""
+        return self.batch_size
+
     @abstractmethod
     def forward(self, images: Sequence[Tensor]) -> Any:
         """Run the network on at most ``batch_size`` (3, H, W) uint8 RGB images of any sizes; for `postprocess`."""
@@ -199,6 +204,12 @@ class Predictor(ImagePredictor):
     def device(self) -> torch.device:
         """The network's device."""
         return self.network.device
+
+    @property
+    def images_at_once(self) -> int:
+        """As `ImagePredictor.images_at_once`; see `InferenceNetwork.images_at_once`."""
+        side = self.model_config.image_size
+        return min(self.batch_size, self.network.images_at_once(side, side) or self.batch_size)
 
     def forward(self, images: Sequence[Tensor]) -> RawOutputs:
         """As `ImagePredictor.forward`."""
