@@ -1,13 +1,14 @@
 """Do memory, threads, open files and the time of a run stay as they are over a long time?
 
     python -m yolact_bench.studies.soak train [--minutes 30] [--images 80] [--work soak]
-    python -m yolact_bench.studies.soak serve [MODEL] [--minutes 30] [--clients 4] [--work soak]
+    python -m yolact_bench.studies.soak serve [MODEL] [--preset sample-cpu] [--minutes 30] [--clients 4] [--work soak]
     python -m yolact_bench.studies.soak runs [--count 200] [--at-once 1] [--work soak]
 
 ``train`` starts the step as `dvc repro` does, with the network of the preset sample-cpu on a few images, so that it
 validates, writes checkpoints and logs to MLflow all the time, and ends it by SIGTERM. ``serve`` puts load on
-`yolact serve`. Both sample the process and all its descendants every few seconds, print the medians of each tenth of
-the time, and judge the line through them: the first tenth, the start, does not count.
+`yolact serve`, without MODEL with the network of a preset with random weights. Both sample the process and all its
+descendants every few seconds, print the medians of each tenth of the time, and judge the line through them: the first
+tenth, the start, does not count.
 
 ``runs`` runs the five steps and ``promote`` with tiny settings, each run in a process of its own, all against one
 SQLite store. Afterwards it looks for every run, version and decision in the store, and for anything else in it, and
@@ -334,7 +335,8 @@ def train(
 
 @app.command()
 def serve(
-    model: Annotated[str | None, typer.Argument(help="As of `yolact serve`.")] = None,
+    model: Annotated[str | None, typer.Argument(help="What `yolact serve` takes.")] = None,
+    preset: Annotated[str, typer.Option(help="Whose network is served without MODEL.")] = "sample-cpu",
     minutes: Minutes = 30,
     clients: int = 4,
     every: Annotated[float, typer.Option(help="Seconds between two samples.")] = SAMPLE_EVERY,
@@ -344,7 +346,7 @@ def serve(
     image, pixels = serving.sample_image()
     whole = serving.Load()
     with tempfile.TemporaryDirectory() as folder:
-        model = model or serving.random_model(Path(folder), "sample-cpu", pixels)
+        model = model or serving.random_model(Path(folder), preset, pixels)
         with serving.serving(model, 8) as server, sampled(server.process.pid, every) as samples:
             for _ in range(TENTHS):
                 part = serving.load(server, image, clients, 60 * minutes / TENTHS)

@@ -86,6 +86,7 @@ def test_a_terminated_study_ends_what_it_started(what: str) -> None:
         ("preprocessing", "missing", "missing"),
         ("learning", "--against missing.py", "--against missing.py: no such file"),
         ("soak", "serve missing", "yolact serve missing ended with exit code 1: missing"),
+        ("soak", "serve --preset missing", "no preset 'missing'"),
         ("gpu_training", "speed --data missing -S train.epoch=1", "did you mean 'epochs'?"),
     ],
 )
