@@ -158,7 +158,7 @@ def _instances(name: str, now: datetime, report: Feedback, size: tuple[int, int]
     """COCO instances JSON of one image; ``rejected`` holds the detections called wrong, in the form of annotations."""
     wrong = set(range(len(report.detections)) if report.wrong is None else report.wrong)
     rows = [_annotation(number, found, scale) for number, found in enumerate(report.detections)]
-    names = {found.class_id: found.class_name for found in report.detections}
+    names = {found.category_id: found.class_name for found in report.detections}
     height, width = size
     model = report.model
     return {
@@ -169,7 +169,7 @@ def _instances(name: str, now: datetime, report: Feedback, size: tuple[int, int]
             "wrong": "image" if report.wrong is None else "detections",
         },
         "images": [{"id": 1, "file_name": f"images/{name}.png", "width": width, "height": height}],
-        "categories": [{"id": number + 1, "name": names[number]} for number in sorted(names)],
+        "categories": [{"id": number, "name": names[number]} for number in sorted(names)],
         "annotations": [row for number, row in enumerate(rows) if number not in wrong],
         "rejected": [row for number, row in enumerate(rows) if number in wrong],
     }
@@ -180,7 +180,7 @@ def _annotation(number: int, found: FeedbackDetection, scale: float) -> dict[str
     return {
         "id": number + 1,
         "image_id": 1,
-        "category_id": found.class_id + 1,
+        "category_id": found.category_id,
         "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
         "area": _area(found.mask),
         "iscrowd": 0,

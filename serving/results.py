@@ -21,7 +21,13 @@ def to_rows(found: Detections, masks: MaskForm) -> list[dict[str, Any]]:
     boxes = found.boxes.double().numpy().round(BOX_DIGITS).tolist()
     scores = found.scores.double().numpy().round(SCORE_DIGITS).tolist()
     rows = [
-        {"class": found.class_names[label], "class_id": label, "score": score, "box": box}
+        {
+            "class": found.class_names[label],
+            "class_id": label,
+            "category_id": found.category_ids[label],
+            "score": score,
+            "box": box,
+        }
         for label, score, box in zip(found.labels.tolist(), scores, boxes, strict=True)
     ]
     for row, mask in zip(rows, _masks(found, masks), strict=masks != "none"):

@@ -88,6 +88,7 @@ class Detection(BaseModel):
 
     class_name: str = Field(alias="class")
     class_id: int = Field(description="From 0, in the order of `GET /model`'s classes.")
+    category_id: int = Field(description="COCO's category id of the class in the data that the model was trained on.")
     score: float = Field(ge=0, le=1)
     box: tuple[float, float, float, float] = Field(
         description="Left, top, right, bottom in pixels of the upright image."
@@ -138,6 +139,7 @@ class Prediction(BaseModel):
                                 {
                                     "class": "person",
                                     "class_id": 14,
+                                    "category_id": 15,
                                     "score": 0.9321,
                                     "box": [101.5, 50.25, 180.0, 300.75],
                                     "mask": {"size": [480, 640], "counts": "Pnj02k>3M3N1O10000O1"},
@@ -194,6 +196,7 @@ class FeedbackDetection(BaseModel):
 
     class_name: str = Field(alias="class", min_length=1, max_length=200)
     class_id: int = Field(ge=0, lt=10_000, strict=True)
+    category_id: int = Field(ge=0, lt=2**53, strict=True)
     score: float = Field(ge=0, le=1, strict=True)
     box: tuple[float, float, float, float]
     mask: Rle

@@ -5,13 +5,13 @@ const round = (value, digits) => Number(value.toFixed(digits));
 /**
  * Detections as COCO results, as pycocotools' loadRes reads them.
  *
- * @param {{box: number[], class_id: number, score: number, mask: object}[]} detections
+ * @param {{box: number[], category_id: number, score: number, mask: object}[]} detections
  * @param {number} imageId
  */
 export function toCoco(detections, imageId = 1) {
   const rows = detections.map((found) => ({
     image_id: imageId,
-    category_id: found.class_id + 1,
+    category_id: found.category_id,
     category_name: found.class,
     bbox: [found.box[0], found.box[1], found.box[2] - found.box[0], found.box[3] - found.box[1]].map((x) => round(x, 2)),
     score: found.score,

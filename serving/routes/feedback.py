@@ -25,6 +25,7 @@ _EXAMPLE = {
         {
             "class": "dog",
             "class_id": 11,
+            "category_id": 12,
             "score": 0.9,
             "box": [0, 0, 2, 1],
             "mask": {"size": [2, 2], "counts": "01100"},

@@ -26,6 +26,8 @@ from yolact.settings import DEFAULT_DETECTION
 from yolact_bench.speed.calibration import calibrated_network
 
 CLASSES = ["disc", "box", "bar"]
+CATEGORY_IDS = dict(zip(CLASSES, (1, 17, 90), strict=True))
+"""By class; like COCO's own, they skip some numbers."""
 SIZE = (96, 64)
 """Width and height of the image."""
 
@@ -56,7 +58,7 @@ def network() -> Yolact:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, network: Yolact) -> Path:
     folder = tmp_path_factory.mktemp("served") / "model"
-    save_model(network, CLASSES, folder)
+    save_model(network, CLASSES, folder, list(CATEGORY_IDS.values()))
     return folder
 
 

@@ -20,7 +20,7 @@ from components.preprocess import step as preprocess
 from serving.feedback import FeedbackStore
 from serving.server import Server
 from serving.settings import read_settings
-from tests.serving.conftest import CLASSES, SIZE, encoded, error_of, picture, post, running
+from tests.serving.conftest import CATEGORY_IDS, SIZE, encoded, error_of, picture, post, running
 from yolact.formats.registry import read_dataset
 from yolact_ops.settings.params import DataParams, Params
 
@@ -87,6 +87,10 @@ def test_what_was_found_is_stored_in_the_pixels_of_the_stored_image(storing: Ser
         assert each["area"] == coco_mask.area(seen["mask"])
         left, top, right, bottom = seen["box"]
         assert each["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=0.011)
+    names = {row["id"]: row["name"] for row in tree["categories"]}
+    assert names == {CATEGORY_IDS[name]: name for name in names.values()}
+    kept_classes = [names[each["category_id"]] for each in (*tree["rejected"], *tree["annotations"])]
+    assert kept_classes == [seen["class"] for seen in (found[1], found[0], *found[2:])]
 
 
 def test_large_images_are_stored_at_the_resolution_of_their_masks_upright_and_without_metadata(
@@ -120,7 +124,8 @@ def test_ingest_and_preprocess_read_the_folder_as_coco(
     raw, processed = tmp_path / "raw", tmp_path / "processed"
     ingest.run(settings, raw_dir=raw, downloads_dir=tmp_path / "downloads")
     dataset = read_dataset(raw)
-    assert set(dataset.classes.values()) <= set(CLASSES)
+    assert dataset.classes == {CATEGORY_IDS[name]: name for name in dataset.classes.values()}
+    assert len(dataset.classes) > 1
     assert len(dataset.splits["train"]) == len(expected)
     preprocess.run(settings, raw_dir=raw, processed_dir=processed, report_dir=tmp_path / "report", workers=1)
     written = [json.loads((processed / file).read_text()) for file in ("train/train.json", "eval/val.json")]
@@ -154,13 +159,21 @@ def _damaged(report: dict[str, Any], change: str) -> Any:
         report["comment"] = "?"
     elif change == "score":
         first["score"] = "high"
+    elif change == "category":
+        first["category_id"] = -1
+    elif change == "no category":
+        del first["category_id"]
     if change == "bool":  # found by schemathesis
         report["wrong"] = [False]
     return report if change != "list" else [report]
 
 
 @pytest.mark.parametrize(
-    "change", ["size", "counts", "negative", "box", "wrong", "image", "base64", "key", "score", "list", "bool"]
+    "change",
+    [
+        *("size", "counts", "negative", "box", "wrong", "image", "base64", "key", "score", "category", "no category"),
+        *("list", "bool"),
+    ],
 )
 def test_a_report_that_cannot_be_right_is_refused_and_leaves_no_file(
     storing: Server, folder: Path, change: str

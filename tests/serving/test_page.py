@@ -184,12 +184,13 @@ def test_downloads_have_the_forms_of_coco_and_yolo() -> None:
     found = {
         "class": "cat",
         "class_id": 7,
+        "category_id": 90,
         "score": 0.5,
         "box": [1, 2, 11.5, 22],
         "mask": {"size": [1, 1], "counts": "0"},
     }
     [row] = json.loads(node("files.js", "page.toCoco(given)", [found]))
-    assert (row["bbox"], row["category_id"], row["score"]) == ([1, 2, 10.5, 20], 8, 0.5)
+    assert (row["bbox"], row["category_id"], row["score"]) == ([1, 2, 10.5, 20], 90, 0.5)
     parts = [[10, 10, 30, 10, 30, 40, 10, 40], [60, 20, 90, 20, 90, 30, 60, 30]]
     text = node("files.js", "page.toYolo(given, 100, 50)", [found | {"mask": parts}, found | {"mask": []}])
     [line] = text.splitlines()

@@ -13,7 +13,7 @@ import requests
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tests.serving.conftest import CLASSES, SIZE, encoded, error_of, metric, picture, post, running
+from tests.serving.conftest import CATEGORY_IDS, CLASSES, SIZE, encoded, error_of, metric, picture, post, running
 from yolact.inference.detections import Detections
 from yolact.inference.export import export_onnx
 from yolact.inference.predictor import Predictor
@@ -38,6 +38,8 @@ def assert_same(image: dict[str, Any], expected: Detections) -> None:
     np.testing.assert_allclose([row["box"] for row in rows], expected.boxes, atol=0.02)
     np.testing.assert_allclose([row["score"] for row in rows], expected.scores, atol=1e-3)
     assert [row["class"] for row in rows] == [CLASSES[label] for label in expected.labels]
+    assert [row["class_id"] for row in rows] == expected.labels.tolist()
+    assert [row["category_id"] for row in rows] == [CATEGORY_IDS[row["class"]] for row in rows]
     masks = [coco_mask.decode(row["mask"]) for row in rows]
     np.testing.assert_array_equal(masks, expected.masks)
 
@@ -154,6 +156,7 @@ def test_an_onnx_file_is_served_like_the_folder_it_was_exported_from(
         assert requests.get(f"{server.address}/model", timeout=10).json()["device"] == "onnxruntime"
     sure = expected.above(0.3)
     assert [row["class"] for row in rows] == [CLASSES[label] for label in sure.labels]
+    assert [row["category_id"] for row in rows] == [1 + label for label in sure.labels]  # the file states none
     np.testing.assert_allclose([row["box"] for row in rows], sure.boxes, atol=0.1)
 
 

@@ -71,7 +71,7 @@ class ImagePredictor(ABC):
         if batch_size < 1:
             raise SettingsError(f"batch_size {batch_size}: must be at least 1")
         self.classes = list(classes)
-        self.category_ids = list(category_ids)
+        self.category_ids = list(category_ids or range(1, len(classes) + 1))
         self.config = config
         self.mask_resolution = mask_resolution
         self.batch_size = batch_size

@@ -164,8 +164,7 @@ class _Job:
         self.summary = Summary()
         self._predictor, self._folder = predictor, folder
         names = tuple(predictor.classes)
-        ids = tuple(predictor.category_ids) or tuple(range(1, len(names) + 1))
-        self._classes = ResultClasses(names, ids)
+        self._classes = ResultClasses(names, tuple(predictor.category_ids))
         unknown = [name for name in classes if name not in names]
         if unknown:
             raise SettingsError(f"--classes: the model has no class {unknown[0]!r}; it has {', '.join(names)}")

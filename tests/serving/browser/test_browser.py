@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.conftest import SIZE, encoded, picture, running, wait
+from tests.serving.conftest import CATEGORY_IDS, SIZE, encoded, picture, running, wait
 
 pytestmark = pytest.mark.slow
 
@@ -307,7 +307,9 @@ def test_downloads_hold_what_is_shown(page: Any, tmp_path: Path) -> None:
     assert [path.name for path in files.values()] == ["my image.png", "my image.json", "my image.txt"]
     width, height = Image.open(files["png"]).size
     assert width / SIZE[0] == height / SIZE[1] >= 1
-    assert len(json.loads(files["coco"].read_text())) == shown
+    found = json.loads(files["coco"].read_text())
+    assert len(found) == shown
+    assert [row["category_id"] for row in found] == [CATEGORY_IDS[row["category_name"]] for row in found]
     lines = files["yolo"].read_text().splitlines()
     assert len(lines) == shown
     assert all(0 <= float(value) <= 1 for line in lines for value in line.split()[1:])

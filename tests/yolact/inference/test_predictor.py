@@ -315,6 +315,11 @@ def test_the_detection_settings_are_used(model: Yolact) -> None:
     assert torch.equal(published.boxes, published.boxes.trunc())
 
 
+def test_detections_have_the_category_ids_of_the_model_or_count_from_1(model: Yolact, predictor: Predictor) -> None:
+    assert predictor.predict(IMAGES[0]).category_ids == (1, 2, 3)
+    assert Predictor(model, CLASSES, category_ids=[1, 17, 90]).predict(IMAGES[0]).category_ids == (1, 17, 90)
+
+
 def test_a_loaded_predictor_finds_the_same(predictor: Predictor, model_dir: Path) -> None:
     for directory in (model_dir, str(model_dir)):
         loaded = Predictor.load(directory, device="cpu")
