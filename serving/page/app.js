@@ -16,7 +16,10 @@ const $ = (id) => document.getElementById(id);
 let options = { token: false, candidate: false, feedback_days: null, media_types: [], examples: 0 };
 /** The chosen image: blob, name, picture (canvas or null) and the pixels it is shown with. */
 let image = null;
-/** Sides by role, "champion" and maybe "candidate": {view, element, answer, hidden: Set, rows}. */
+/**
+ * Sides by role, "champion" and maybe "candidate": {view, element, answer, hidden: Set, rows, pointed, tapped}; the last
+ * two are the object under the pointer or focus, and the one that was tapped.
+ */
 const sides = new Map();
 /** Ends the work on an image when another is chosen. */
 let work = new AbortController();
@@ -244,15 +247,15 @@ async function detect() {
 function addSide(role, answer) {
   const element = $("side").content.firstElementChild.cloneNode(true);
   const [entry] = answer.images;
-  const side = { role, element, answer, entry, view: new View(element.querySelector("canvas")), hidden: new Set() };
+  const view = new View(element.querySelector("canvas"));
+  const side = { role, element, answer, entry, view, hidden: new Set(), pointed: null, tapped: null };
   sides.set(role, side);
   element.querySelector("h3").textContent = `${capital(role)}: ${titleOf(answer.model)}`;
   $("sides").append(element);
   side.rows = entry.detections.map((found, index) => makeRow(side, found, index));
   element.querySelector(".found").replaceChildren(...side.rows.map((row) => row.element));
-  const { canvas } = side.view;
-  canvas.addEventListener("pointermove", (event) => light(side, side.view.at(event.clientX, event.clientY, side.shown)));
-  canvas.addEventListener("pointerleave", () => light(side, null));
+  view.canvas.addEventListener("pointermove", (event) => point(side, objectAt(side, event)));
+  view.canvas.addEventListener("pointerleave", () => point(side, null));
 }
 
 function removeSide(role) {
@@ -285,17 +288,35 @@ function makeRow(side, found, index) {
     button.addEventListener("click", () => report(side, index, button));
     element.append(button);
   }
-  element.addEventListener("pointerenter", () => light(side, index));
-  element.addEventListener("pointerleave", () => light(side, null));
-  element.addEventListener("focusin", () => light(side, index));
-  element.addEventListener("focusout", () => light(side, null));
+  element.addEventListener("pointerenter", () => point(side, index));
+  element.addEventListener("pointerleave", () => point(side, null));
+  element.addEventListener("focusin", () => point(side, index));
+  element.addEventListener("focusout", () => point(side, null));
   return { element, mark };
 }
 
-function light(side, index) {
-  if (side.lit === index) return;
-  side.lit = index;
-  side.rows.forEach((row, i) => row.element.classList.toggle("lit", i === index));
+const objectAt = (side, { clientX, clientY }) => side.view.at(clientX, clientY, side.shown);
+const lit = (side) => side.pointed ?? side.tapped;
+
+function point(side, index) {
+  if (side.pointed === index) return;
+  side.pointed = index;
+  light(side);
+}
+
+// No pointer stays where a finger has tapped: the object stays lit until the next tap or click, wherever that is.
+document.addEventListener("pointerup", (event) => {
+  for (const side of sides.values()) {
+    const tapped = event.target === side.view.canvas ? objectAt(side, event) : null;
+    if (side.tapped === tapped) continue;
+    side.tapped = tapped;
+    light(side);
+  }
+});
+
+/** Stress the object under the pointer or focus, or else the one that was tapped. */
+function light(side) {
+  side.rows.forEach((row, i) => row.element.classList.toggle("lit", i === lit(side)));
   draw(side);
 }
 
@@ -320,6 +341,7 @@ function refresh() {
     side.shown = numbers
       .filter((i) => !side.hidden.has(i))
       .map((index) => ({ index, different: odd.has(index) }));
+    if (!chosen(side).includes(side.tapped)) side.tapped = null;
     side.rows.forEach((row, i) => {
       row.element.hidden = !numbers.includes(i);
       row.element.classList.toggle("different", odd.has(i));
@@ -327,7 +349,7 @@ function refresh() {
     });
     side.element.querySelector(".count").textContent = summary(side, numbers);
     side.view.canvas.setAttribute("aria-label", `${image.name}, ${side.role}: ${summary(side, numbers)}`);
-    draw(side);
+    light(side);
   }
 }
 
@@ -348,7 +370,7 @@ function compareSides(different) {
 
 function draw(side) {
   const parts = { masks: $("masks").checked, boxes: $("boxes").checked, labels: $("labels").checked };
-  side.view.draw(side.shown, parts, side.lit ?? null);
+  side.view.draw(side.shown, parts, lit(side));
 }
 
 function summary(side, numbers) {

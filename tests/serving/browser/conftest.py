@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,22 @@ def page(chromium: Any, full_server: Server) -> Iterator[Any]:
 
     The test fails if the page has an error, breaks its Content-Security-Policy, or asks another server.
     """
-    context = chromium.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+    with opened(chromium, full_server, viewport={"width": 1200, "height": 900}) as made:
+        yield made
+
+
+@pytest.fixture
+def phone_page(chromium: Any, full_server: Server) -> Iterator[Any]:
+    """The same on a phone: a narrow screen that is touched, without a pointer that stays."""
+    viewport = {"width": 390, "height": 844}
+    with opened(chromium, full_server, viewport=viewport, has_touch=True, is_mobile=True) as made:
+        yield made
+
+
+@contextmanager
+def opened(chromium: Any, server: Server, **device: Any) -> Iterator[Any]:
+    """The server's page on a device."""
+    context = chromium.new_context(accept_downloads=True, **device)
     made = context.new_page()
     made.set_default_timeout(15_000)
     problems: list[str] = []
@@ -78,7 +94,7 @@ def page(chromium: Any, full_server: Server) -> Iterator[Any]:
             problems.append(f"asked {request.url}")
 
     made.on("request", seen)
-    made.goto(full_server.address)
+    made.goto(server.address)
     yield made
     context.close()
     assert problems == []

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.serving.conftest import CATEGORY_IDS, SIZE, encoded, picture, running, wait
+from yolact.inference.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +140,56 @@ def test_an_object_is_hidden_and_lit_by_pointer_and_focus(page: Any) -> None:
         page.mouse.move(canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"])
         lit.add(page.locator(".found li.lit").count())
     assert lit == {0, 1}
+
+
+def test_a_tapped_object_stays_lit_until_the_next_tap(phone_page: Any, model_dir: Path, tmp_path: Path) -> None:
+    page = phone_page
+    found = Predictor.load(model_dir, device="cpu").predict(np.array(picture()))
+    shown = int((found.scores >= 0.3).sum())  # the slider's first value
+    hit = np.full(SIZE[::-1], -1)
+    for number in reversed(range(shown)):  # of masks that overlap, the best one's is hit
+        hit[found.masks[number].numpy()] = number
+    one, other = (int(number) for number in np.unique(hit[hit >= 0])[:2])
+
+    def tap(number: int) -> None:
+        """On a pixel of an object; -1 for one of none."""
+        canvas = page.locator("#sides canvas")
+        canvas.scroll_into_view_if_needed()
+        frame = canvas.bounding_box()
+        row, column = np.argwhere(hit == number)[0]
+        x, y = (column + 0.5) / SIZE[0] * frame["width"], (row + 0.5) / SIZE[1] * frame["height"]
+        page.touchscreen.tap(frame["x"] + x, frame["y"] + y)
+
+    def lit() -> list[int]:
+        flags = page.locator(".found li").evaluate_all("rows => rows.map((row) => row.classList.contains('lit'))")
+        return [number for number, flag in enumerate(flags) if flag]
+
+    upload(page, encoded(picture()))
+    status(page, FOUND)
+    plain = pixels(page)
+    tap(one)
+    assert lit() == [one]
+    assert (pixels(page) != plain).any()
+    tap(other)
+    assert lit() == [other]
+    tap(-1)
+    assert lit() == []
+    for _ in range(2):  # hidden and shown again; the box keeps the focus
+        page.locator(".found li").nth(other).locator("input").tap()
+    tap(one)
+    assert lit() == [one]
+    page.locator("#results-title").tap()
+    assert lit() == []
+    tap(one)
+    with page.expect_download() as download:
+        page.locator("#save-png").tap()
+    download.value.save_as(tmp_path / "saved.png")
+    np.testing.assert_array_equal(Image.open(tmp_path / "saved.png").convert("RGBA"), plain)
+    tap(other)
+    page.locator("#threshold").fill("95")
+    page.locator("#threshold").fill("30")
+    assert lit() == []
+    np.testing.assert_array_equal(pixels(page), plain)
 
 
 def test_champion_and_candidate_stand_side_by_side(page: Any) -> None:
