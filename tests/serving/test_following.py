@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow.tracking.fluent
+import numpy as np
 import pytest
 import requests
 import torch
 from mlflow import MlflowClient
 
+from serving.following import Following
+from serving.metrics import Metrics
+from serving.models import FolderSource, Offer, ServedModel
 from serving.server import Server
+from serving.settings import read_settings
 from tests.serving.conftest import CLASSES, detection_settings, metric, post, running, wait
+from yolact.errors import WeightsError
 from yolact.models.weights import load_model, save_model
 from yolact_ops.registry.versions import RegisteredModel
 
@@ -174,6 +184,28 @@ def test_without_a_champion_the_server_waits_for_one_and_says_so(registry: Regis
         wait(lambda: ready(server)["status"] == 200)
 
 
+def test_the_candidate_follows_its_alias_and_leaves_the_champion_alone(registry: Registry, png: bytes) -> None:
+    def answering(candidate: bool) -> Any:
+        answer = post(f"{server.address}/predict", png, params={"candidate": candidate})
+        return (answer.json()["model"]["version"], answer.json()["model"]["alias"]) if answer.ok else None
+
+    registry.promote(registry.add())
+    registry.model.set_alias("candidate", registry.add())
+    with running(**CHAMPION, candidate="models:/yolact@candidate") as server:
+        wait(lambda: version(server) == "1")
+        wait(lambda: answering(candidate=True) == ("2", "candidate"))
+        registry.model.set_alias("candidate", registry.add("not finite"))
+        following = server.service.candidate
+        assert following is not None
+        wait(lambda: following.failure)
+        assert answering(candidate=True) == ("2", "candidate")
+        registry.model.set_alias("candidate", registry.add())
+        wait(lambda: answering(candidate=True) == ("4", "candidate"))
+        assert answering(candidate=False) == ("1", "champion")
+        assert ready(server)["offered"] is None
+        assert metric(server.address, 'yolact_model_loads_total{result="ok"}') == 1
+
+
 def test_a_registered_version_is_described_with_its_metrics_and_lineage_but_nobodys_name(registry: Registry) -> None:
     registry.add()
     with running(model="models:/yolact/1") as server:
@@ -184,3 +216,102 @@ def test_a_registered_version_is_described_with_its_metrics_and_lineage_but_nobo
         assert tree["lineage"]["code"] == {"git_commit": "abc"}
         assert "secret-host" not in text
         assert "somebody" not in text
+
+
+# When it looks and tries -------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only while somebody sleeps, and ends then."""
+
+    def __init__(self) -> None:
+        self.now, self.end = 0.0, 0.0
+        self.pauses: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+        if self.now > self.end:
+            raise asyncio.CancelledError
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("serving.following.monotonic", lambda: made.now)
+    # For this module alone: servers of other tests run in the same process.
+    monkeypatch.setattr("serving.following.asyncio", SimpleNamespace(**vars(asyncio) | {"sleep": made.sleep}))
+    return made
+
+
+class Timetable(FolderSource):
+    """An alias that names another version from each of some times on; only version 1 can be loaded."""
+
+    follows = True
+
+    def __init__(self, model_dir: Path, clock: Clock, versions: dict[float, int]) -> None:
+        super().__init__(read_settings(model=str(model_dir), device="cpu"), model_dir)
+        self.clock, self.versions = clock, versions
+        self.tried: dict[int, list[float]] = {number: [] for number in versions.values()}
+        """When each version was loaded."""
+
+    def offered(self) -> Offer:
+        return Offer("yolact", str(self.versions[max(time for time in self.versions if time <= self.clock.now)]))
+
+    def load(self, offer: Offer) -> ServedModel:
+        number = int(offer.version or 0)
+        self.tried[number].append(self.clock.now)
+        if number > 1:
+            raise WeightsError("damaged")
+        return super().load(offer)
+
+
+def follow(source: Timetable, poll: float, seconds: float) -> Following:
+    source.clock.end = seconds
+    following = Following(source, poll, Metrics())
+    # Not in this thread, where Playwright's loop runs after the browser's tests.
+    with ThreadPoolExecutor(1) as pool, pytest.raises(asyncio.CancelledError):
+        pool.submit(asyncio.run, following.run()).result()
+    return following
+
+
+@pytest.mark.parametrize(("poll", "version", "mean"), [(30, 1, 30), (30, 2, 5), (2, 2, 2)])
+def test_looks_are_up_to_a_fifth_earlier_or_later_and_sooner_without_a_model(
+    model_dir: Path, clock: Clock, poll: float, version: int, mean: float
+) -> None:
+    random.seed(0)
+    follow(Timetable(model_dir, clock, {0: version}), poll, 500 * mean)
+    shares = np.sort(clock.pauses) / mean
+    assert 450 < len(shares) < 550
+    assert 0.8 <= shares[0]
+    assert shares[-1] <= 1.2
+    np.testing.assert_allclose(shares, np.linspace(0.8, 1.2, len(shares)), atol=0.05)  # evenly
+
+
+def test_a_failed_version_is_tried_again_after_times_that_double_up_to_ten_minutes(
+    model_dir: Path, clock: Clock
+) -> None:
+    source = Timetable(model_dir, clock, {0: 2})
+    following = follow(source, 1, 4000)
+    waited = np.diff(source.tried[2])
+    late = waited - [5, 10, 20, 40, 80, 160, 320, *[600] * (len(waited) - 7)]
+    assert len(late) == 12
+    assert 0 <= late.min()
+    assert late.max() <= 1.2  # the next look
+    offered = following.status()["offered"]
+    assert (offered["version"], offered["error"], offered["failures"]) == ("2", "damaged", 13)
+    assert offered["retry_in_seconds"] == round(source.tried[2][-1] + 600 - clock.now)
+
+
+def test_another_version_is_tried_at_the_next_look_and_begins_with_the_shortest_time(
+    model_dir: Path, clock: Clock
+) -> None:
+    source = Timetable(model_dir, clock, {0: 1, 50: 2, 100: 3, 200: 1})
+    following = follow(source, 1, 210)
+    for number, start, times in ((2, 50, [0, 5, 15, 35]), (3, 100, [0, 5, 15, 35, 75])):
+        late = np.array(source.tried[number]) - start - times
+        assert 0 <= late.min()
+        assert late.max() <= 1.2 * len(times)  # a look for each
+    assert source.tried[1] == [0]
+    assert following.model is not None
+    assert (following.model.offer.version, following.failure) == ("1", None)  # as it is the served one

@@ -156,6 +156,34 @@ def test_an_image_on_which_the_network_fails_does_not_fail_those_of_its_batch(mo
         assert requests.get(f"{server.address}/healthz", timeout=10).status_code == 200
 
 
+def test_a_server_whose_network_hangs_is_not_healthy_until_it_answers_again(
+    model_dir: Path, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.service.STUCK", 0.2)
+    with running(model=str(model_dir)) as server:
+        url = server.address
+        with held(server) as free, posting(1, lambda: post(f"{url}/predict", png)) as answers:
+            wait(lambda: requests.get(f"{url}/healthz", timeout=10).status_code == 503)
+            sick = requests.get(f"{url}/healthz", timeout=10).json()
+            free.set()
+        assert sick == {"healthy": False, "error": "a batch has run for more than 0.2 s"}
+        assert answers[0].status_code == 200
+        assert requests.get(f"{url}/healthz", timeout=10).json() == {"healthy": True, "error": None}
+
+
+def test_a_server_without_its_batches_is_not_healthy(model_dir: Path, png: bytes) -> None:
+    with running(model=str(model_dir), timeout=1) as server:
+        url = server.address
+
+        def fail() -> None:
+            raise RuntimeError("a bug")
+
+        server.service.batcher._next_batch = fail  # type: ignore[method-assign, assignment]
+        assert post(f"{url}/predict", png).status_code == 504
+        answer = requests.get(f"{url}/healthz", timeout=10)
+        assert (answer.status_code, answer.json()["error"]) == (503, "an internal task has failed")
+
+
 def test_with_a_token_only_health_and_metrics_are_open(model_dir: Path, tmp_path: Path, png: bytes) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     with running(model=str(model_dir), token_file=tmp_path / "token") as server:
