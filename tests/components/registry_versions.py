@@ -1,8 +1,9 @@
-"""Make registered versions without a network, from detections with a chosen recall for each class."""
+"""Make registered versions: without a network, from detections with a chosen recall for each class; or of a network."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from mlflow import MlflowClient
 from pycocotools import mask as coco_mask
 
 from yolact.evaluation.evaluator import evaluate_coco, index_ground_truth
-from yolact_ops.registry.versions import RegisteredModel
+from yolact.settings import DetectConfig
+from yolact_ops.registry.versions import DETECT_FILE, RegisteredModel
 from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 
 IMAGES = 40
@@ -100,4 +102,18 @@ def add_version(
     source = f"{run.info.artifact_uri}/packed"
     version = client.create_model_version(name, source, run.info.run_id, tags=tags)
     model.set_alias("candidate", int(version.version))
+    return int(version.version)
+
+
+def add_model(client: MlflowClient, name: str, model_dir: Path, config: DetectConfig) -> int:
+    """Register a version with a network and its detection settings, where the register step packs them."""
+    experiment = client.get_experiment_by_name("networks")
+    run = client.create_run(experiment.experiment_id if experiment else client.create_experiment("networks")).info
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(model_dir, f"{folder}/artifacts/model")
+        (Path(folder) / "artifacts" / DETECT_FILE).write_text(config.model_dump_json())
+        client.log_artifacts(run.run_id, folder, "packed")
+    RegisteredModel.open_or_create(client, name)
+    tags = {"model_digest": "m", "data_digest": "d", "detect_hash": "h"}
+    version = client.create_model_version(name, f"{run.artifact_uri}/packed", run.run_id, tags=tags)
     return int(version.version)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,31 +9,23 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from tests.components.registry_versions import add_model
 from tests.faults.faults import filled, small_disk
 from tests.servers.mlflow_servers import MlflowServer
 from tests.servers.servers import CuttingProxy
-from tests.serving.conftest import detection_settings, error_of, model_dir, network, png, post, running, wait
+from tests.serving.conftest import error_of, model_dir, network, png, post, running, wait
 from tests.serving.test_feedback import report_of, send
-from yolact_ops.registry.versions import RegisteredModel
+from yolact.settings import DEFAULT_DETECTION
 
 __all__ = ["model_dir", "network", "png"]
 
 
 @pytest.fixture
-def line(
-    on_server: MlflowServer, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[CuttingProxy]:
+def line(on_server: MlflowServer, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
     """The network between the server and a registry that has a champion."""
     client = MlflowClient(on_server.address)
-    run = client.create_run(client.create_experiment(f"served-{tmp_path.name}")).info
-    packed = tmp_path / "packed"
-    shutil.copytree(model_dir, packed / "artifacts/model")
-    (packed / "artifacts/detect.json").write_text(detection_settings())
-    client.log_artifacts(run.run_id, str(packed), "packed")
-    model = RegisteredModel.open_or_create(client, "served")
-    tags = {"model_digest": "m", "data_digest": "d", "detect_hash": "h"}
-    version = client.create_model_version("served", f"{run.artifact_uri}/packed", run.run_id, tags=tags)
-    model.set_alias("champion", int(version.version))
+    version = add_model(client, "served", model_dir, DEFAULT_DETECTION)
+    client.set_registered_model_alias("served", "champion", str(version))
     made = CuttingProxy(on_server.address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from typer.testing import CliRunner, Result
 
 from tests.small_networks import tiny_config
 from yolact import video
-from yolact.inference.detections import Detections
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
-from yolact.results.image import ResultImage
 from yolact.results.pictures import Pictures
+from yolact.settings import DEFAULT_DETECTION
+from yolact.video import VideoWriter
 from yolact_cli.main import app
 
 try:
@@ -136,6 +137,36 @@ def test_standard_input_is_read(predict: Predict) -> None:
     assert Path("predictions/pictures/stdin.jpg").is_file()
 
 
+def test_a_registered_version_is_fetched_and_has_settings_of_its_own(
+    predict: Predict, model: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
+    from mlflow import MlflowClient  # takes seconds
+
+    from tests.components.registry_versions import add_model
+
+    shutil.copy(empty_store, "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    own = DEFAULT_DETECTION.replace(nms="cross_class", nms_iou=0.1)
+    client = MlflowClient("sqlite:///mlflow.db")
+    add_model(client, "pets", model, DEFAULT_DETECTION)
+    assert add_model(client, "pets", model, own) == 2
+    client.set_registered_model_alias("pets", "champion", "2")
+    Path("models").unlink()
+    save(Path("a.png"))
+    result = predict("a.png", "--model", "models:/pets@champion", "--score-threshold", "0.3")
+    assert result.exit_code == 0, result.output
+    summary = read("predictions/predict.json")
+    assert (summary["model"], summary["classes"]) == ("models:/pets/2", ["cat", "dog"])
+    config = own.replace(score_threshold=0.3)
+    assert summary["detect"] == config.model_dump()
+    assert read("predictions/detections.json") == Predictor.load(model, config).predict(noise(0)).to_coco(1) != []
+    result = predict("a.png", "--model", "models:/pets@candidate")
+    assert result.exit_code == 1
+    assert "pets" in result.stderr
+    assert "candidate" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -228,23 +259,34 @@ def test_paths_are_those_of_the_folder_where_the_command_is_started(
     assert Path("sub/out/pictures/a.jpg").is_file()
 
 
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """A signal changes what the next ones do until the process ends, which is that of all tests."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, writer: type[Pictures | VideoWriter], after: int) -> None:
+    """Send SIGINT after so many results of a writer."""
+    add: Callable[..., None] = writer.add
+    calls = iter(range(1, 1000))
+
+    def add_and_press(*arguments: Any) -> None:
+        add(*arguments)
+        if next(calls) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(writer, "add", add_and_press)
+
+
+@pytest.mark.usefixtures("signals")
 def test_ctrl_c_completes_the_results_so_far(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         save(Path(f"in/{number:03}.png"), number)
-    add = Pictures.add
-
-    def add_and_press(self: Pictures, image: ResultImage, found: Detections) -> None:
-        add(self, image, found)
-        if image.id == 3:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Pictures, "add", add_and_press)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        result = predict("in", "--batch-size", 2, *LOW)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    press_ctrl_c(monkeypatch, Pictures, after=3)
+    result = predict("in", "--batch-size", 2, *LOW)
     assert result.exit_code == 130, result.output
     assert "their results are complete" in result.stderr
     summary = read("predictions/predict.json")

@@ -71,7 +71,7 @@ def _detection(address: str, folder: Path) -> DetectConfig:
     """The model's own detection settings, or the published ones."""
     if address.startswith("models:/"):
         name, _, version = address.removeprefix("models:/").rpartition("/")
-        fetch_files(name, int(version), folder, f"artifacts/{DETECT_FILE}")
+        return read_detection(fetch_files(name, int(version), folder, f"artifacts/{DETECT_FILE}").parent)
     return read_detection(folder) if (folder / DETECT_FILE).is_file() else DEFAULT_DETECTION
 
 

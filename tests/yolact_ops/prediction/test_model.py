@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +38,6 @@ def test_a_folder_starts_from_the_published_settings(folder: Path) -> None:
 def test_a_folder_with_settings_of_its_own_uses_them(folder: Path) -> None:
     (folder / "detect.json").write_text(OWN.model_dump_json())
     assert load_predictor(str(folder), max_detections=7)[0].config == OWN.replace(max_detections=7)
-
-
-def test_a_registered_version_has_its_own_settings_and_is_named_by_its_number(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fetch_model(address: str, target: Path) -> tuple[str, Path]:
-        assert address == "models:/yolact@champion"
-        return "models:/yolact/3", Path(shutil.copytree(folder, target / "model"))
-
-    def fetch_files(name: str, version: int, target: Path, path: str) -> Path:
-        assert (name, version, path) == ("yolact", 3, "artifacts/detect.json")
-        (target / "detect.json").write_text(OWN.model_dump_json())
-        return target / "detect.json"
-
-    monkeypatch.setattr(module, "fetch_model", fetch_model)
-    monkeypatch.setattr(module, "fetch_files", fetch_files)
-    predictor, address = load_predictor("models:/yolact@champion", score_threshold=0.5)
-    assert address == "models:/yolact/3"
-    assert predictor.config == OWN.replace(score_threshold=0.5)
 
 
 def test_an_onnx_file_is_run_by_onnxruntime_on_the_device(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
