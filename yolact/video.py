@@ -6,11 +6,12 @@ Its wheels contain GPL libraries (x264, x265), so neither the library nor the co
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +27,15 @@ ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": 
 
 FINEST_TIMES = {"mpeg4": 65535}
 """Parts of a second in which an encoder can state times, at most (MPEG-4 part 2: 16 bits)."""
+
+CAMERA: dict[str, Any] = {"format": "v4l2"}
+"""Arguments with which `av.open` opens a camera: Video4Linux."""
+
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+"""First bytes of a Matroska or WebM file, and of the element that holds its content (RFC 8794, RFC 9559)."""
+
+HEADER_BYTES = 4096
+"""Bytes at the start of such a file within which its content begins; usually after fewer than 100."""
 
 BT709 = 1
 """Colour matrix, primaries and transfer of HD video (ITU-T H.273, tables 2 to 4)."""
@@ -46,7 +56,7 @@ class Frame:
     """A frame of a video, upright."""
 
     number: int
-    """From 1, in the order of presentation."""
+    """From 1, in the order of presentation; a decoded frame that is damaged keeps its number, and is left out."""
     pts: int
     """Time of presentation, in the video's time base; grows from frame to frame."""
     pixels: Tensor
@@ -69,11 +79,11 @@ class VideoReader:
     def __init__(self, address: Path, *, live: bool = False, on_problem: Callable[[str], None] = lambda text: None):
         av = require_pyav()
         self.live = live
-        self.frames_read = 0
-        """Number of frames decoded so far, damaged ones included."""
+        self._address = address
+        self._frames_read = 0
         self._on_problem, self._damage = on_problem, av.FFmpegError
         try:
-            self._container = av.open(str(address), format="v4l2" if live else None)
+            self._container = av.open(str(address), **CAMERA if live else {})
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoFileError(f"{address}: cannot be opened as a video: {_reason(error)}") from error
         if not self._container.streams.video:
@@ -95,11 +105,13 @@ class VideoReader:
             return int(self._stream.frames)
         if self._stream.duration:
             return round(self._stream.duration * self.time_base * self.rate)
+        if self._container.duration:  # all that Matroska and WebM state, in microseconds
+            return round(Fraction(self._container.duration, 1_000_000) * self.rate)
         return None
 
     def __iter__(self) -> Iterator[Frame]:
         """Decode the frames. Closes the file at the end."""
-        number, last, first = 0, -1, None
+        last, first = -1, None
         with self._container:
             for decoded in self._decoded():
                 pts = decoded.pts
@@ -107,8 +119,10 @@ class VideoReader:
                     pts = (first or 0) + last + max(1, round(1 / (self.rate * self.time_base)))
                 first = pts if first is None else first
                 last = max(pts - first, last + 1)
-                number += 1
-                yield Frame(number, last, self._pixels(decoded))
+                yield Frame(self._frames_read, last, self._pixels(decoded))
+            missing = 0 if self.live else missing_bytes(self._address)
+            if missing:
+                self._on_problem(f"ends after frame {self._frames_read}: the file lacks its last {missing} bytes")
 
     def _decoded(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
@@ -119,14 +133,14 @@ class VideoReader:
             except StopIteration:
                 return
             except self._damage as error:
-                self._on_problem(f"damaged after frame {self.frames_read}: {_reason(error)}")
+                self._on_problem(f"damaged after frame {self._frames_read}: {_reason(error)}")
                 if isinstance(error, EOFError):
                     return
                 continue
             for frame in frames:
-                self.frames_read += 1
+                self._frames_read += 1
                 if frame.is_corrupt:
-                    self._on_problem(f"frame {self.frames_read} is damaged")
+                    self._on_problem(f"frame {self._frames_read} is damaged")
                 else:
                     yield frame
 
@@ -138,6 +152,51 @@ class VideoReader:
         aspect = self._stream.sample_aspect_ratio or SQUARE
         self.pixel_aspect = aspect if pixels.shape[1] == frame.width else 1 / aspect
         return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def missing_bytes(path: Path) -> int:
+    """Number of bytes that the end of a cut MP4, MOV, Matroska or WebM file lacks.
+
+    FFmpeg takes a cut between two frames of the video for the end, in Matroska any cut. 0 for other formats and for
+    files that do not state their size, as recorders write them.
+    """
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(HEADER_BYTES)
+        end = _matroska_end(head) if head.startswith(EBML) else _mp4_end(file, size)
+    return max(0, end - size)
+
+
+def _matroska_end(head: bytes) -> int:
+    """Where the content ends by its own account; 0 if it has none. ``head``: the start of the file."""
+    begin = head.find(SEGMENT) + len(SEGMENT)
+    if begin < len(SEGMENT) or not any(head[begin : begin + 1]):
+        return 0
+    # A size has as many more bytes as its first one has leading zeros; one of ones is unknown (RFC 8794, section 4).
+    length = 9 - head[begin].bit_length()
+    unknown = (1 << 7 * length) - 1
+    size = int.from_bytes(head[begin : begin + length]) & unknown
+    return 0 if size == unknown else begin + length + size
+
+
+def _mp4_end(file: BinaryIO, size: int) -> int:
+    """Where the media data that a file of so many bytes ends in should end; 0 if it ends in something else."""
+    begin = 0
+    while begin + 8 <= size:
+        file.seek(begin)
+        header = file.read(16)
+        length = int.from_bytes(header[:4])  # of a box, with this header (ISO/IEC 14496-12, section 4.2)
+        if length == 1:
+            length = int.from_bytes(header[8:])
+        if header[4:8] == b"mdat" and begin + length > size:
+            return begin + length
+        if length < 8:  # 0: to the end of the file
+            break
+        begin += length
+    return 0
 
 
 def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from yolact.inference.predictor import ImagePredictor
 from yolact.results.registry import find_writers
 from yolact.video import require_pyav
 from yolact_cli.output import facts_table
-from yolact_ops.prediction.inputs import find_inputs
+from yolact_ops.prediction.inputs import Input, find_inputs
 from yolact_ops.prediction.model import load_predictor
 from yolact_ops.prediction.run import SkippedInputsError, StoppedError, Summary, check_output, predict_inputs
 
@@ -65,12 +65,18 @@ def run(options: Options, console: Console | None = None) -> None:
             predictor, inputs, options.output, formats, classes=classes, facts=_facts(predictor, address, options)
         )
     _print_summary(summary, options.output, console)
-    if summary.stopped and not any(item.kind == "camera" for item in inputs):
+    if summary.stopped and not _ended_by_camera(inputs, summary):
         raise StoppedError(f"stopped after {summary.images} images; their results are complete")
     if summary.problems:
         count = len(summary.problems)
         noun = "problem" if count == 1 else "problems"
         raise SkippedInputsError(f"{count} {noun}, named above and in {options.output / 'predict.json'}")
+
+
+def _ended_by_camera(inputs: Sequence[Input], summary: Summary) -> bool:
+    """Whether all other inputs were predicted before the last one, a camera, which only a signal ends."""
+    last = inputs[-1]
+    return last.kind == "camera" and [entry["source"] for entry in summary.inputs[-1:]] == [last.address]
 
 
 def _words(text: str) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from yolact import video
 from yolact.errors import DataError
-from yolact.video import VideoFileError, VideoReader, VideoWriter, require_pyav, turned
+from yolact.video import VideoFileError, VideoReader, VideoWriter, missing_bytes, require_pyav, turned
 
 try:
     import av
@@ -40,9 +40,16 @@ def colors(pixels: np.ndarray) -> list[list[int]]:
     return [pixels[height * y // 4, width * x // 4].astype(int).tolist() for y in (1, 3) for x in (1, 3)]
 
 
-def clip(path: Path, times: Sequence[int], rotation: float | None = None, *, aspect: Fraction = Fraction(1)) -> Path:
-    """A video with frames at these times, in 1/1000 s."""
-    with av.open(str(path), "w") as container:
+def clip(
+    path: Path,
+    times: Sequence[int],
+    rotation: float | None = None,
+    *,
+    aspect: Fraction = Fraction(1),
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A video with frames at these times, in 1/1000 s; ``options`` are those of FFmpeg's writer of the format."""
+    with av.open(str(path), "w", container_options=options or {}) as container:
         stream = container.add_stream("mpeg4", rate=25, options={"qscale": "1"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
@@ -147,6 +154,69 @@ def test_a_damaged_place_is_reported_and_the_rest_is_read(tmp_path: Path) -> Non
     assert "frame 1" in problems[0]
     assert 25 <= len(frames) <= 29
     assert [frame.pts for frame in frames] == sorted({frame.pts for frame in frames})
+
+
+@needs_pyav
+@pytest.mark.parametrize("suffix", ["mp4", "ts", "mkv"])
+def test_the_number_of_frames_is_known_before_they_are_read(tmp_path: Path, suffix: str) -> None:
+    """The time left follows from it; Matroska only states a duration."""
+    assert VideoReader(clip(tmp_path / f"a.{suffix}", range(0, 1200, 40))).frame_count == 30
+
+
+@needs_pyav
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("mkv", {}), ("mp4", {"movflags": "faststart"}), ("mov", {"movflags": "faststart"})],
+    ids=["mkv", "mp4", "mov"],
+)
+def test_a_file_that_is_cut_between_two_frames_is_reported(
+    tmp_path: Path, suffix: str, options: dict[str, str]
+) -> None:
+    path = clip(tmp_path / f"a.{suffix}", range(0, 1200, 40), options=options)
+    whole = path.read_bytes()
+    with av.open(str(path)) as container:
+        cut = [packet for packet in container.demux(video=0) if packet.size][20].pos
+    problems: list[str] = []
+    assert len(list(VideoReader(path, on_problem=problems.append))) == 30
+    assert problems == []
+    path.write_bytes(whole[:cut])
+    assert len(list(VideoReader(path, on_problem=problems.append))) == 20
+    assert problems == [f"ends after frame 20: the file lacks its last {len(whole) - cut} bytes"]
+    path.write_bytes(whole[:-1])
+    assert missing_bytes(path) == 1
+    path.write_bytes(whole + bytes(100))
+    assert missing_bytes(path) == 0
+
+
+@needs_pyav
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("mkv", {"live": "1"}), ("mp4", {"movflags": "frag_keyframe"}), ("mp4", {}), ("avi", {})]
+)
+def test_a_whole_file_that_states_no_size_or_ends_in_something_else_lacks_nothing(
+    tmp_path: Path, suffix: str, options: dict[str, str]
+) -> None:
+    assert missing_bytes(clip(tmp_path / f"a.{suffix}", [0, 40], options=options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        (b"", 0),
+        (b"\x1a\x45\xdf\xa3", 0),
+        (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67", 0),
+        (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x00\x01", 0),
+        (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\xff" + bytes(9), 0),  # unknown
+        (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x8a" + bytes(9), 1),  # 10, in one byte
+        (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x40\x0a" + bytes(9), 1),  # in two
+        (b"\0\0\0\x08free\0\0\0\x12mdat" + bytes(9), 1),
+        (b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x1a" + bytes(9), 1),  # a long size
+        (b"\0\0\0\0mdat" + bytes(9), 0),  # to the end of the file
+        (b"\0\0\0\x09free", 0),
+    ],
+)
+def test_the_size_that_a_file_states_is_read_by_the_standards(tmp_path: Path, content: bytes, missing: int) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert missing_bytes(tmp_path / "a") == missing
 
 
 @needs_pyav

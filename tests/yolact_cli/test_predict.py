@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import select
 import shutil
 import signal
+import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -340,6 +347,50 @@ def test_a_damaged_video_is_passed_over(predict: Predict) -> None:
 
 
 @needs_pyav
+@pytest.mark.parametrize(
+    ("share", "reason", "left"),
+    [(1, "damaged after frame 3: Invalid data found", [1, 2, 3, 4, 5]), (2, "frame 4 is damaged", [1, 2, 3, 5, 6])],
+    ids=["lost", "half"],
+)
+def test_a_damaged_frame_is_named_and_passed_over_with_exit_code_4(
+    predict: Predict, share: int, reason: str, left: list[int]
+) -> None:
+    clip = Path("clip.avi")
+    save_clip(clip)
+    with av.open(str(clip)) as container:
+        [packet] = [packet for packet in container.demux(video=0) if packet.size and packet.pts == 3]
+    data = bytearray(clip.read_bytes())
+    lost = packet.size // share
+    data[packet.pos + packet.size - lost : packet.pos + packet.size] = b"\xff" * lost
+    clip.write_bytes(data)
+    result = predict("clip.avi", *LOW)
+    assert result.exit_code == 4, result.output
+    assert f"skipped: clip.avi: {reason}" in result.stderr
+    assert "1 problem, named above" in result.stderr
+    [problem] = read("predictions/predict.json")["problems"]
+    assert problem["reason"].startswith(reason)
+    names = [image["file_name"] for image in read("predictions/images.json")["images"]]
+    assert names == [f"clip.avi#{number}" for number in left]
+    with av.open("predictions/videos/clip.mp4") as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0, 0.1, 0.2, 0.4, 0.5])
+
+
+@needs_pyav
+def test_a_cut_file_that_ffmpeg_reads_without_an_error_is_named(predict: Predict) -> None:
+    save_clip(Path("clip.mkv"))
+    whole = Path("clip.mkv").read_bytes()
+    assert predict("clip.mkv", *LOW).exit_code == 0
+    Path("clip.mkv").write_bytes(whole[: len(whole) // 2])
+    result = predict("clip.mkv", *LOW)
+    assert result.exit_code == 4, result.output
+    frames = read("predictions/predict.json")["inputs"][0]["frames"]
+    assert 0 < frames < 6
+    lost = len(whole) - len(whole) // 2
+    assert f"skipped: clip.mkv: ends after frame {frames}: the file lacks its last {lost} bytes" in result.stderr
+
+
+@needs_pyav
 def test_a_video_that_cannot_be_encoded_is_passed_over(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "ENCODERS", {"mpeg4": {}})
     monkeypatch.setattr(video, "FINEST_TIMES", {})  # finer than the encoder takes
@@ -362,3 +413,99 @@ def test_without_pyav_a_video_is_refused_before_anything_is_predicted(
     assert result.exit_code == 1
     assert "pip install 'yolact-pipeline[video]'" in result.stderr
     assert not Path("predictions").exists()
+
+
+# Cameras ---------------------------------------------------------------------------------------------------------
+
+
+def camera(graph: str) -> dict[str, Any]:
+    """What `yolact.video.CAMERA` is where FFmpeg generates the frames: a device without hardware."""
+    return {"format": "lavfi", "options": {"graph": f"testsrc=size=80x48:rate=1000,{graph}"}}
+
+
+FAST = "realtime,settb=1/1000,setpts=N+5000"
+"""Frame N at N ms, more than can be predicted; like a camera's, its times do not begin with 0."""
+
+
+@needs_pyav
+@pytest.mark.usefixtures("signals")
+def test_a_camera_is_predicted_until_ctrl_c_and_frames_that_come_too_fast_are_dropped(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "CAMERA", camera(FAST))
+    save(Path("a.png"))
+    press_ctrl_c(monkeypatch, VideoWriter, after=5)
+    result = predict("a.png", "camera:0", *LOW)
+    assert result.exit_code == 0, result.output
+    summary = read("predictions/predict.json")
+    [_, entry] = summary["inputs"]
+    assert (entry["source"], entry["video_fps"]) == ("camera:0", 1000)
+    assert (summary["stopped"], summary["problems"], summary["images"]) == (True, [], entry["frames"] + 1)
+    names = [image["file_name"] for image in read("predictions/images.json")["images"][1:]]
+    numbers = [int(name.removeprefix("camera0.mp4#")) for name in names]
+    assert len(numbers) == entry["frames"] >= 5
+    assert entry["dropped"] == numbers[-1] - len(numbers) > 0
+    assert f"{entry['frames']} frames, {entry['dropped']} dropped at" in result.stdout
+    with av.open("predictions/videos/camera0.mp4") as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    np.testing.assert_allclose(np.diff(times) * 1000, np.diff(numbers), atol=1e-6)
+
+
+@needs_pyav
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize(
+    ("sources", "writer", "predicted"),
+    [(("camera:0", "a.png"), VideoWriter, ["camera:0"]), (("a.png", "camera:0"), Pictures, ["a.png"])],
+    ids=["before others", "after others"],
+)
+def test_ctrl_c_that_leaves_inputs_out_is_no_success_because_of_a_camera(
+    predict: Predict,
+    monkeypatch: pytest.MonkeyPatch,
+    sources: tuple[str, str],
+    writer: type[Pictures | VideoWriter],
+    predicted: list[str],
+) -> None:
+    monkeypatch.setattr(video, "CAMERA", camera(FAST))
+    save(Path("a.png"))
+    press_ctrl_c(monkeypatch, writer, after=1)
+    result = predict(*sources, *LOW)
+    assert result.exit_code == 130, result.output
+    assert [entry["source"] for entry in read("predictions/predict.json")["inputs"]] == predicted
+
+
+STALLING = "settb=1/1000,setpts='if(lt(N,4),100*N,1e7)',realtime=limit=100000"
+"""Four frames within 300 ms, and then none."""
+
+
+@needs_pyav
+def test_a_terminal_shows_rate_and_time_left_and_its_ctrl_c_ends_a_camera_that_sends_nothing(predict: Predict) -> None:
+    for number in range(20):
+        save(Path(f"in/{number:02}.png"), number)
+    program = (
+        "import fcntl, termios\n"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # the terminal's Ctrl-C is for this process
+        "from yolact import video\n"
+        f"video.CAMERA = {camera(STALLING)}\n"
+        "from yolact_cli.main import app\n"
+        "app()"
+    )
+    command = [sys.executable, "-c", program, "predict", "in", "camera:0", "--batch-size", "2", *LOW]
+    screen, inside = os.openpty()
+    termios.tcsetwinsize(inside, (24, 100))
+    with subprocess.Popen(command, stdin=inside, stdout=inside, stderr=inside, start_new_session=True) as process:
+        os.close(inside)
+        shown, is_pressed = "", False
+        with suppress(OSError):  # the process has ended
+            while select.select([screen], [], [], 120)[0]:
+                shown += os.read(screen, 4096).decode()
+                if not is_pressed and re.search(r"camera0: [1-4]frame", shown):
+                    time.sleep(0.5)
+                    is_pressed = bool(os.write(screen, b"\x03"))
+        process.kill()  # does nothing to one that has ended
+    os.close(screen)
+    assert process.returncode == 0, shown
+    assert re.search(r"\d+/20 \[\d\d:\d\d<\d\d:\d\d, +[\d.]+image/s\]", shown), shown
+    assert re.search(r"camera0: [1-4]frame \[\d\d:\d\d, +[\d.]+(frame/s|s/frame)\]", shown), shown
+    summary = read("predictions/predict.json")
+    assert summary["stopped"]
+    assert 20 < summary["images"] <= 24

@@ -17,10 +17,15 @@ from yolact.inference.predictor import ImagePredictor
 T = TypeVar("T")
 
 WAIT = 0.1
-"""Longest time until a thread notices that nobody takes its values any more, seconds."""
+"""Longest time until a thread notices that nobody takes its values any more, or until a stop is noticed, seconds."""
+
+GRACE = 1.0
+"""Longest time that a thread that reads a camera gets to end after a stop, seconds."""
 
 
-def ahead(values: Iterable[T], depth: int, *, newest: bool = False) -> Generator[T]:
+def ahead(
+    values: Iterable[T], depth: int, *, newest: bool = False, stopped: Callable[[], bool] = lambda: False
+) -> Generator[T]:
     """Yield the values of an iterable that a thread of its own computes.
 
     An error in the iterable is raised here, after the values before it. Closing the generator ends the thread, which
@@ -30,13 +35,15 @@ def ahead(values: Iterable[T], depth: int, *, newest: bool = False) -> Generator
         values: read by the thread alone.
         depth: maximum number of values computed and not yet taken, at least 1.
         newest: never wait for the reader: drop the oldest value instead (for a camera, whose images would age).
+        stopped: with ``newest``, asked while no value is ready; if true, the generator ends although the iterable has
+            not. A thread that still waits for its next value after `GRACE` is left behind: a camera may send none.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     end = object()
-    stopped = threading.Event()
+    closed = threading.Event()
 
     def put(item: tuple[Any, BaseException | None], *, drop: bool = False) -> bool:
-        while not stopped.is_set():
+        while not closed.is_set():
             try:
                 ready.put(item, timeout=None if drop else WAIT, block=not drop)
                 return True
@@ -64,19 +71,29 @@ def ahead(values: Iterable[T], depth: int, *, newest: bool = False) -> Generator
     thread.start()
     try:
         while True:
-            value, error = ready.get()
+            try:
+                value, error = ready.get(timeout=WAIT)
+            except queue.Empty:
+                if newest and stopped():
+                    return
+                continue
             if error is not None:
                 raise error
             if value is end:
                 return
             yield value
     finally:
-        stopped.set()
-        thread.join()
+        closed.set()
+        thread.join(GRACE if newest and stopped() else None)
 
 
 def predict_stream(
-    predictor: ImagePredictor, images: Iterable[T], pixels: Callable[[T], Tensor], *, live: bool = False
+    predictor: ImagePredictor,
+    images: Iterable[T],
+    pixels: Callable[[T], Tensor],
+    *,
+    live: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[T, Detections]]:
     """Yield each image with its detections, in order.
 
@@ -88,10 +105,11 @@ def predict_stream(
         images: anything that ``pixels`` turns into a (3, H, W) uint8 RGB tensor; read in a thread.
         pixels: called in the network's thread.
         live: images come from a camera: predict the newest one, one at a time, and drop those that came meanwhile.
+        stopped: asked while a camera sends nothing; if true, the stream ends after the images before.
     """
     size = 1 if live else predictor.batch_size
     with (
-        closing(ahead(images, size, newest=live)) as read,
+        closing(ahead(images, size, newest=live, stopped=stopped)) as read,
         closing(ahead(_run(predictor, read, pixels, size), 1)) as run,
         closing(ahead(_postprocess(predictor, run), size)) as found,
     ):

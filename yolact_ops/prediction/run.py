@@ -71,7 +71,8 @@ class Summary:
     """From the first image to the last result."""
     inputs: list[dict[str, Any]] = field(default_factory=list)
     """Each input: ``source``, ``file_name``, ``name`` of its results; of videos also ``frames``, ``fps`` (predicted per
-    second), ``video_fps`` (its own) and, of cameras, ``dropped`` frames."""
+    second), ``video_fps`` (its own) and, of cameras, ``dropped``: how many of the frames up to the last predicted one
+    were not predicted."""
     problems: list[dict[str, str]] = field(default_factory=list)
     """``source`` and ``reason`` of what could not be read."""
     stopped: bool = False
@@ -183,15 +184,18 @@ class _Job:
                 if is_image:
                     self._predict_images(list(group))
                 else:
-                    for item in group:
+                    for item in self._until_stopped(group):
                         self._predict_video(item)
             for writer in self._writers.values():
                 writer.close()
         self.summary.seconds = time.perf_counter() - begin
-        self.summary.stopped = self._interrupts.requested is not None
+        self.summary.stopped = self._is_stopped()
 
     def _until_stopped(self, values: Iterable[T]) -> Iterator[T]:
-        return itertools.takewhile(lambda value: self._interrupts.requested is None, values)
+        return itertools.takewhile(lambda value: not self._is_stopped(), values)
+
+    def _is_stopped(self) -> bool:
+        return self._interrupts.requested is not None
 
     # Images
 
@@ -226,7 +230,7 @@ class _Job:
             return
         entry = self._begun(item) | {"frames": 0}
         self.summary.inputs[-1] = entry
-        begin = time.perf_counter()
+        begin, last = time.perf_counter(), 0
         try:
             with (
                 closing(VideoWriter(self._folder / "videos" / f"{entry['name']}.mp4", reader)) as video,
@@ -237,7 +241,7 @@ class _Job:
                     if picture is not None:
                         video.add(picture, frame.pts)
                     self._write(self._frame_image(frame, item, entry["name"]), found, self._frame_writers)
-                    entry["frames"] += 1
+                    entry["frames"], last = entry["frames"] + 1, frame.number
                     bar.update()
         except VideoFileError as error:
             self._skip(item, str(error))
@@ -245,14 +249,20 @@ class _Job:
         entry["fps"] = round(entry["frames"] / (time.perf_counter() - begin), 2)
         entry["video_fps"] = round(float(reader.rate), 3)
         if reader.live:
-            entry["dropped"] = reader.frames_read - entry["frames"]
-        elif not entry["frames"] and not self._interrupts.requested:
+            entry["dropped"] = last - entry["frames"]
+        elif not entry["frames"] and not self._is_stopped():
             self._skip(item, "has no frame that can be decoded")
 
     def _drawn(self, reader: VideoReader) -> Iterator[tuple[Frame, Detections, np.ndarray | None]]:
         """Frames with detections and drawings."""
-        frames = self._until_stopped(reader)
-        with closing(predict_stream(self._predictor, frames, lambda frame: frame.pixels, live=reader.live)) as stream:
+        stream = predict_stream(
+            self._predictor,
+            self._until_stopped(reader),
+            lambda frame: frame.pixels,
+            live=reader.live,
+            stopped=self._is_stopped,
+        )
+        with closing(stream):
             for frame, found in stream:
                 chosen = self._chosen(found)
                 picture = drawn_frame(frame, chosen, self._classes.names) if self._has_pictures else None

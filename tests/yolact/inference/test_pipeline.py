@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.small_networks import tiny_config
+from yolact.inference import pipeline
 from yolact.inference.pipeline import ahead, predict_stream
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
@@ -21,6 +22,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def working_threads() -> int:
     return sum(thread.name == "ahead" for thread in threading.enumerate())
+
+
+def wait_for_threads() -> None:
+    deadline = time.monotonic() + 20
+    while working_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert working_threads() == 0
 
 
 def test_values_come_in_order_and_the_thread_ends() -> None:
@@ -66,10 +74,8 @@ def test_closing_early_closes_all_stages() -> None:
 
     with closing(ahead((value for value in ahead(values(), 1)), 1)) as stream:
         assert next(stream) == 0
-    deadline = time.monotonic() + 2
-    while working_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert (closed, working_threads()) == ([True], 0)
+    wait_for_threads()
+    assert closed == [True]
 
 
 def test_a_live_stage_drops_what_is_old_and_keeps_the_newest() -> None:
@@ -86,6 +92,26 @@ def test_a_live_stage_drops_what_is_old_and_keeps_the_newest() -> None:
         rest = [last, *stream]
     assert len(rest) <= 2
     assert rest[-1] == 99
+
+
+def test_a_stop_ends_a_stage_whose_source_sends_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "GRACE", 0.01)
+    unplugged, stopped = threading.Event(), threading.Event()
+
+    def values() -> Iterator[int]:
+        yield 1
+        unplugged.wait()
+
+    stream = ahead(values(), 1, newest=True, stopped=stopped.is_set)
+    assert next(stream) == 1
+    stopped.set()
+    rescue = threading.Timer(20, unplugged.set)  # else a stream that does not end would hold up all tests
+    rescue.start()
+    assert list(stream) == []
+    assert working_threads() == 1  # nothing has woken it
+    rescue.cancel()
+    unplugged.set()
+    wait_for_threads()
 
 
 def test_a_stream_gives_the_same_detections_as_the_predictor() -> None:
