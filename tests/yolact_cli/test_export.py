@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 from typer.testing import CliRunner, Result
 
 from tests.coloured_boxes import BLUE, RED, write_coloured_boxes
@@ -25,16 +28,28 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["export", *map(str, arguments)])
 
 
+def new_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)  # the repository has data/processed after `make demo`
+    torch.manual_seed(6)
+    save_model(Yolact(tiny_config(), 2), ["cat", "dog"], folder / "model")
+    return folder / "model"
+
+
 @pytest.fixture
 def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)  # the repository has data/processed after `make demo`
-    torch.manual_seed(6)
-    save_model(Yolact(tiny_config(), 2), ["cat", "dog"], tmp_path / "model")
-    return tmp_path / "model"
+    return new_model(tmp_path, monkeypatch)
 
 
-def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_dir: Path) -> None:
-    result = run(model_dir, "--batch", 2, "--opset", 19)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A model's folder with ``model.onnx``, and the command that wrote it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = new_model(tmp_path_factory.mktemp("exported"), patch)
+        return folder, run(folder, "--batch", 2, "--opset", 19)
+
+
+def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(exported: tuple[Path, Result]) -> None:
+    model_dir, result = exported
     assert result.exit_code == 0, result.output
     printed = " ".join(result.stdout.split())
     for fact in (
@@ -97,6 +112,28 @@ def test_for_tensorrt_any_batch_comes_with_the_profile_that_its_engine_needs(tmp
         for count in smallest_and_largest:
             inputs = np.zeros((count, *others), np.float32)
             assert {len(output) for output in session.run(None, {name: inputs})} == {count}
+
+
+def test_yolact_predict_finds_with_the_file_what_it_finds_with_the_network(
+    exported: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("a.png")
+    found = []
+    for model in (exported[0], exported[0] / "model.onnx"):
+        options = ("--model", model, "--device", "cpu", "--score-threshold", 0.4, "--max-detections", 5)
+        result = CliRunner().invoke(app, ["predict", "a.png", *map(str, options)])
+        assert result.exit_code == 0, result.output
+        assert json.loads(Path("predictions/predict.json").read_text())["model"] == str(model)
+        found.append(json.loads(Path("predictions/detections.json").read_text()))
+    network, file = found
+    assert [row["category_id"] for row in file] == [row["category_id"] for row in network]
+    for key, tolerance in (("score", 1e-4), ("bbox", 0.02)):
+        np.testing.assert_allclose([row[key] for row in file], [row[key] for row in network], atol=tolerance)
+    masks = [coco_mask.decode([row["segmentation"] for row in rows]) for rows in found]
+    assert masks[0].shape == (40, 60, 5)
+    assert np.mean(masks[0] != masks[1]) < 1e-3
 
 
 def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: Path, tmp_path: Path) -> None:

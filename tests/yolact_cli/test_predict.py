@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from typer.testing import CliRunner, Result
 
 from tests.small_networks import tiny_config
@@ -136,6 +137,36 @@ def test_classes_are_chosen_by_name(predict: Predict) -> None:
     assert "the model has no class 'horse'; it has cat, dog" in result.stderr
 
 
+def test_the_kind_of_nms_decides_what_overlaps(predict: Predict) -> None:
+    save(Path("a.png"))
+    found, overlaps = {}, {}
+    for kind in ("fast", "cross_class", "traditional"):
+        options = ("--nms-iou", "0.1", "--score-threshold", "0.3", "--max-detections", "300", "--save", "coco")
+        assert predict("a.png", "--nms", kind, *options).exit_code == 0
+        assert read("predictions/predict.json")["detect"]["nms"] == kind
+        rows = read("predictions/detections.json")
+        found[kind] = {(row["category_id"], *row["bbox"]) for row in rows}
+        boxes = [row["bbox"] for row in rows]
+        overlap = coco_mask.iou(boxes, boxes, [0] * len(boxes))
+        labels = np.array([row["category_id"] for row in rows])
+        overlaps[kind] = overlap[labels[:, None] != labels].max()
+    # Fast NMS lets suppressed boxes suppress; across classes, a box loses to those of the other class too.
+    assert found["cross_class"] < found["fast"] < found["traditional"]
+    assert overlaps["cross_class"] < 0.15 < 0.9 < overlaps["fast"]
+
+
+def test_the_precision_rounds_the_scores(predict: Predict) -> None:
+    save(Path("a.png"))
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        assert predict("a.png", "--device", "cpu", "--precision", precision, *LOW).exit_code == 0
+        assert read("predictions/predict.json")["precision"] == precision
+        scores[precision] = np.array([row["score"] for row in read("predictions/detections.json")])
+    difference = np.abs(scores["bf16"] - scores["fp32"])
+    assert len(difference) == 5
+    assert 0 < difference.max() < 2 * 2**-8  # bfloat16 has 8 significant bits
+
+
 def test_standard_input_is_read(predict: Predict) -> None:
     file = io.BytesIO()
     Image.fromarray(noise(3)).save(file, "PNG")
@@ -183,6 +214,7 @@ def test_a_registered_version_is_fetched_and_has_settings_of_its_own(
         (["a.png", "--nms", "soft"], "nms: "),
         (["a.png", "--device", "gpu"], "device 'gpu' is unknown"),
         (["a.png", "--precision", "int8"], "precision 'int8' is unknown"),
+        (["a.png", "--device", "cpu", "--precision", "fp16"], "precision 'fp16' needs a GPU"),
         (["a.png", "-o", "mine"], "mine: holds files that yolact predict did not write"),
         (["a.png", "-o", "a.png"], "a.png: is a file; name a folder by -o"),
         (["a.png", "-o", "."], ".: is the folder you are in, or one above it; name another one by -o"),
