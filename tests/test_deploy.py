@@ -28,6 +28,8 @@ from serving.metrics import Metrics
 from serving.settings import ServerSettings
 from tests.servers.servers import free_port, s3_server
 from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, EX_UNAVAILABLE, YolactError
+from yolact.limits import CPU_COUNT_VARIABLE
+from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"
@@ -566,7 +568,8 @@ def test_no_manifest_and_no_example_holds_a_secrets_value(manifests: list[Manife
         assert all(re.fullmatch(r"[A-Z0-9_]+=", line) for line in lines), path
     for manifest in manifests:
         for variable in maps(manifest.tree):
-            if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", str(variable.get("name", ""))):
+            name = str(variable.get("name", ""))
+            if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", name) and not name.endswith(("_FILE", "_FILES")):
                 assert "value" not in variable
 
 
@@ -594,7 +597,9 @@ def kserve_pod(manifests: list[Manifest]) -> dict[str, Any]:
     [container] = runtime["containers"]
     pod = {key: value for key, value in service["predictor"].items() if key != "model"}
     variables = {each["name"]: each for each in container["env"] + service["predictor"]["model"]["env"]}
-    return pod | {"volumes": runtime["volumes"], "containers": [container | {"env": list(variables.values())}]}
+    mounts = container["volumeMounts"] + service["predictor"]["model"]["volumeMounts"]
+    merged = container | {"env": list(variables.values()), "volumeMounts": mounts}
+    return pod | {"volumes": runtime["volumes"] + pod["volumes"], "containers": [merged]}
 
 
 def test_kserves_pod_is_the_deployments(manifests: list[Manifest]) -> None:
@@ -617,6 +622,7 @@ def test_kserves_pod_is_the_deployments(manifests: list[Manifest]) -> None:
     variables = {each["name"]: each for each in theirs["env"]}
     assert variables.pop("YOLACT_SERVE_MODEL")["value"] == ours["command"][-1]
     assert variables == {each["name"]: each for each in ours["env"]}
+    assert secret_volumes(pod) == secret_volumes(own)
 
 
 def test_kserve_finds_the_runtime_and_its_names(manifests: list[Manifest]) -> None:
@@ -640,7 +646,7 @@ def test_manifests_find_their_secrets_claims_and_accounts(
         names.setdefault(manifest.kind, set()).add(manifest.name)
     references = [item for manifest in manifests for item in maps(manifest.tree)]
     keys = [item["secretKeyRef"] for item in references if "secretKeyRef" in item]
-    assert len(keys) > 10
+    assert len(keys) >= 7  # of MLflow's server
     assert [key for key in keys if key["key"] not in secrets[key["name"]]] == []
     claims = {item["claimName"] for item in references if "claimName" in item}
     assert claims - names["PersistentVolumeClaim"] == {"yolact-train"}  # trainjob.yaml: made by hand
@@ -649,6 +655,56 @@ def test_manifests_find_their_secrets_claims_and_accounts(
     assert {binding["roleRef"]["name"] for binding in bindings} == {"pipeline-runner"} | names["Role"]
     jobs = [manifest.tree for manifest in manifests if manifest.kind == "TrainJob"]
     assert {job["spec"]["runtimeRef"]["name"] for job in jobs} == {RUNTIME} == names["TrainingRuntime"]
+
+
+def secret_volumes(tree: Any) -> list[list[str]]:
+    """Names of the secrets in each projected volume."""
+    volumes = [item["projected"]["sources"] for item in maps(tree) if "projected" in item]
+    return [[source["secret"]["name"] for source in sources] for sources in volumes]
+
+
+def secret_files(tree: Any) -> list[Path]:
+    """The files that ``YOLACT_SECRET_FILES`` names, or the one of PostgreSQL's password."""
+    names = (SECRET_FILES_VARIABLE, "POSTGRES_PASSWORD_FILE")
+    [value] = [item["value"] for item in maps(tree) if item.get("name") in names]
+    return [Path(name) for name in value.split(os.pathsep)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "unused"),
+    [
+        ("Deployment", ["yolact-mlflow-serving", "yolact-serving"], set()),
+        ("InferenceService", ["yolact-mlflow-serving", "yolact-serving"], set()),
+        ("TrainJob", ["yolact-mlflow", "yolact-s3"], {"MLFLOW_S3_ENDPOINT_URL"}),  # files go through the server
+        ("StatefulSet", ["yolact-postgres"], set()),
+    ],
+)
+def test_all_but_mlflows_server_reads_its_secrets_from_files(
+    manifests: list[Manifest], secrets: dict[str, set[str]], kind: str, names: list[str], unused: set[str]
+) -> None:
+    """Serving has a secret of its own: the tasks' account may write."""
+    [tree] = [one.tree for one in manifests if one.kind == kind and one.name != "yolact-mlflow"]
+    assert secret_volumes(tree) == [names]
+    [mount] = [item["mountPath"] for item in maps(tree) if item.get("name") == "secrets" and "mountPath" in item]
+    files = secret_files(tree)
+    assert {str(file.parent) for file in files} == {mount}
+    assert {file.name for file in files} == set().union(*(secrets[name] for name in names)) - unused
+    assert "secretKeyRef" not in str(tree)
+
+
+def test_threads_of_servers_and_trainings_follow_the_request_of_cpu_not_the_nodes_cores(
+    manifests: list[Manifest],
+) -> None:
+    containers = [
+        item
+        for manifest in manifests
+        for item in maps(manifest.tree)
+        if "env" in item and ("yolact" in item.get("command", []) or "components.train" in str(item.get("command")))
+    ]
+    assert len(containers) == 3  # the server, under KServe too, and the TrainJob
+    for container in containers:
+        variables = {each["name"]: each.get("valueFrom") for each in container["env"]}
+        assert variables[CPU_COUNT_VARIABLE] == {"resourceFieldRef": {"resource": "requests.cpu"}}
 
 
 def test_everything_that_gets_the_keys_of_s3_gets_region_and_session_token_too(manifests: list[Manifest]) -> None:
@@ -660,6 +716,7 @@ def test_everything_that_gets_the_keys_of_s3_gets_region_and_session_token_too(m
         for item in maps(manifest.tree)
         if "env" in item
     ]
+    given += [{file.name for file in secret_files(one.tree)} for one in manifests if one.kind == "TrainJob"]
     with_keys = [names for names in given if "AWS_ACCESS_KEY_ID" in names]
     assert len(with_keys) == 2  # MLflow's server, and training on several nodes
     assert all(whole <= names for names in with_keys)

@@ -31,8 +31,10 @@ def run(
         YolactError: the model cannot be loaded.
     """
     from yolact_ops.commands.container import keep_to_container
+    from yolact_ops.commands.secrets import read_secrets
 
     keep_to_container()  # before PyTorch is imported
+    read_secrets()
 
     try:
         from serving.server import serve

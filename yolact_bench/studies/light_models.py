@@ -16,7 +16,6 @@ an undisturbed machine, the median that on this one now.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ from yolact.inference.network import Precision
 from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.predictor import Predictor
 from yolact.inference.runtimes import open_session
+from yolact.limits import usable_cpus
 from yolact.models.complexity import measure_complexity
 from yolact.models.yolact import Yolact
 from yolact_bench.parity.losses import PUBLISHED_LOSS
@@ -58,13 +58,13 @@ def main(
     bf16: Annotated[bool, typer.Option(help="Also in bfloat16; slow on CPUs without its instructions.")] = False,
     training: Annotated[bool, typer.Option(help="Also a training step, in float32.")] = False,
     rounds: int = 30,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores that it may use.")] = 0,
     cpu_time: Annotated[bool, typer.Option(help="CPU time of all threads: with one, on a busy machine.")] = False,
     onnx: Annotated[list[Path] | None, typer.Option(help="Another network's ONNX file; may be repeated.")] = None,
 ) -> None:
     """Print a table in Markdown."""
     clock = time.process_time if cpu_time else time.perf_counter
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or usable_cpus())
     image = read_images([])[0]
     runs: dict[str, TimedRun] = {}
     costs: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Secrets of a task: mounted files, read into the environment of the task's own process.
+"""Secrets of a step, a task or the server: mounted files, read into the environment of the own process.
 
-boto3, MLflow, git and DVC look for credentials in environment variables. The container gets none: Kubeflow's launcher
-runs in it too, and would use them for its own object store; and Kubeflow's MLflow integration sets some of the same
+boto3, MLflow, git and DVC look for credentials in environment variables. The container gets none. In a task Kubeflow's
+launcher runs too, and would use them for its own object store; and Kubeflow's MLflow integration sets some of the same
 names, which Kubernetes refuses in one container.
 """
 

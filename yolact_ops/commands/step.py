@@ -16,6 +16,7 @@ import yaml
 from yolact_ops.commands.container import keep_to_container
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.project import ProjectCommand
+from yolact_ops.commands.secrets import read_secrets
 from yolact_ops.settings.params import Params, load_params
 
 DVC_LOCK = Path("dvc.lock")
@@ -38,6 +39,7 @@ def run_command(step: str, work: Callable[[Params], object], *, outputs: Sequenc
         start_log(step)
         keep_to_container()
         with clear_errors(step, partial(_how_to_restore, step, outputs)):
+            read_secrets()
             work(load_params(params))
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

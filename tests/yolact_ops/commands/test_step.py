@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from yolact.errors import DataError, SettingsError, WeightsError, YolactError
+from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.commands.step import run_command
 from yolact_ops.settings.params import Params, load_params
 
@@ -49,6 +51,16 @@ def test_settings_come_from_params_yaml_in_the_working_folder(command: Callable[
     seen: list[Params] = []
     assert command(seen.append) == 0
     assert seen == [load_params(workplace / "params.yaml")]
+
+
+def test_a_step_reads_its_secrets_from_files(
+    command: Callable[..., int], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "SOME_PASSWORD").write_text("of the file\n")
+    monkeypatch.setattr(os, "environ", os.environ | {SECRET_FILES_VARIABLE: str(workplace / "SOME_PASSWORD")})
+    seen: list[str] = []
+    assert command(lambda _: seen.append(os.environ["SOME_PASSWORD"])) == 0
+    assert seen == ["of the file"]
 
 
 def test_settings_can_come_from_another_file(command: Callable[..., int], workplace: Path) -> None:
