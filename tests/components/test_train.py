@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -557,6 +558,43 @@ def test_a_run_asked_to_stop_before_or_after_its_steps_leaves_a_correct_state(
     experiment = store(workplace).get_experiment_by_name("yolact")
     assert [run.info.status for run in (runs(workplace) if experiment else [])] == statuses
     assert Path("models/model.safetensors").is_file() == (code == 0)
+
+
+CHILD = """
+import ctypes, resource, sys
+from contextlib import nullcontext
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: else one fault may be for a huge page
+import torch
+from components.train import step, training
+
+def measure(params, **_):
+    for size in (80 << 20, 64 << 20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+training.run = measure
+step.supervised = lambda: nullcontext((sys.argv[1], lambda: None))
+torch.cuda.is_available = lambda: True
+step._train_supervised()
+"""
+"""The step's child process without its supervisor; in place of the training, page faults of two large tensors in turn."""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the limits are glibc's")
+@pytest.mark.parametrize(("device", "again"), [("cpu", False), ("cuda", True)])
+def test_the_child_process_keeps_freed_memory_if_it_trains_on_a_cpu(
+    settings: dict[str, Any], repository: Path, device: str, again: bool
+) -> None:
+    runtime = settings["runtime"] | {"device": device, "processes": 1}
+    work = json.dumps([settings | {"runtime": runtime}, {}, ""])
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, work], env=environment, capture_output=True, text=True, check=True
+    )
+    first, second = map(int, done.stdout.split())
+    assert first > 1000
+    assert (second > first / 2) is again
 
 
 class StoppedError(RuntimeError):
