@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as mask_utils
 from safetensors.torch import save
 
+from yolact.errors import DataError
 from yolact.formats.mask_files import read_mask, read_numbers, read_object
 from yolact.formats.problems import ProblemError
+from yolact.formats.registry import read_dataset
 from yolact.formats.voc_files import read_annotation
 from yolact.images import DecodingError, decode_image
 from yolact.models.state_dicts import read_state_dict
@@ -68,6 +72,62 @@ def weights(kind: str) -> bytes:
     return made.getvalue()
 
 
+def data_sets() -> dict[str, tuple[str, bytes, dict[str, bytes]]]:
+    """A data set of one 8x6 image in each format of tools: the file to damage, its content, and the other files."""
+    image = encoded("PNG")
+    corners = [[1, 1], [6, 1], [6, 5], [1, 5]]
+    flat = [side for corner in corners for side in corner]
+    rows = [
+        {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [flat], "bbox": [1, 1, 5, 4], "area": 20},
+        {"id": 2, "image_id": 1, "category_id": 1, "segmentation": {"size": [6, 8], "counts": [7, 4, 37]}},
+        {"id": 3, "image_id": 1, "category_id": 1, "segmentation": {"size": [6, 8], "counts": "742U1"}, "iscrowd": 1},
+    ]
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 6}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": rows,
+    }
+    cvat = (
+        '<annotations><version>1.1</version><meta/><image id="0" name="a.png" width="8" height="6">'
+        '<polygon label="cat" points="1,1;6,1;6,5;1,5"/><box label="cat" xtl="1" ytl="1" xbr="6" ybr="5"/>'
+        '<mask label="dog" rle="1, 2, 3" left="2" top="1" width="3" height="2"/></image></annotations>'
+    )
+    shape = {"label": "cat", "points": corners, "group_id": None, "shape_type": "polygon", "flags": {}}
+    labelme = {"version": "5", "flags": {}, "shapes": [shape], "imagePath": "a.png", "imageHeight": 6, "imageWidth": 8}
+    outline = {"name": "polygon", "all_points_x": [1, 6, 6, 1], "all_points_y": [1, 1, 5, 5]}
+    circle = {"name": "circle", "cx": 4, "cy": 3, "r": 2}
+    regions = [{"shape_attributes": each, "region_attributes": {"kind": "cat"}} for each in (outline, circle)]
+    via = {"a.png1": {"filename": "a.png", "size": 1, "regions": regions, "file_attributes": {}}}
+    thing = {
+        "classTitle": "cat",
+        "geometryType": "polygon",
+        "points": {"exterior": corners, "interior": []},
+        "tags": [],
+    }
+    supervisely = {"description": "", "tags": [], "size": {"width": 8, "height": 6}, "objects": [thing]}
+    yolo = {"data.yaml": b"train: images\nnames: [cat, dog]\n", "labels/a.txt": b"0 0.125 0.2 0.75 0.2 0.75 0.8\n"}
+
+    def of_yolo(file: str) -> tuple[str, bytes, dict[str, bytes]]:
+        return file, yolo[file], yolo | {"images/a.png": image}
+
+    return {
+        "coco": ("a.json", json.dumps(coco).encode(), {"a.png": image}),
+        "cvat": ("annotations.xml", cvat.encode(), {"a.png": image}),
+        "labelme": ("a.json", json.dumps(labelme).encode(), {"a.png": image}),
+        "supervisely": (
+            "set/ann/a.png.json",
+            json.dumps(supervisely).encode(),
+            {"meta.json": b'{"classes": [{"title": "cat", "shape": "any"}]}', "set/img/a.png": image},
+        ),
+        "via": ("via.json", json.dumps(via).encode(), {"a.png": image}),
+        "yolo": of_yolo("labels/a.txt"),
+        "yolo-settings": of_yolo("data.yaml"),
+    }
+
+
+DATA_SETS = data_sets()
+
+
 @st.composite
 def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
     """One of the contents with bytes replaced, inserted or removed, or cut off."""
@@ -96,6 +156,30 @@ def check_annotation(folder: Path, data: bytes) -> None:
         return
     assert found is not None
     assert all(isinstance(each.name, str) for each in found.objects)
+
+
+def check_data_set(folder: Path, name: str, data: bytes) -> int:
+    """Read a data set one of whose files is ``data``; returns the number of objects in it."""
+    file, _, others = DATA_SETS[name]
+    for path, content in (others | {file: data}).items():
+        (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name / path).write_bytes(content)
+    try:
+        sources = [source for split in read_dataset(folder / name).splits.values() for source in split]
+    except DataError as error:
+        assert str(error)
+        return 0
+    objects = 0
+    for source in sources:
+        try:
+            image = source.read()
+        except ProblemError as error:
+            assert all(problem.file and problem.reason for problem in error.problems)
+            continue
+        for instance in image.instances:
+            assert 0 < mask_utils.decode(instance.rle()).sum() <= image.width * image.height
+        objects += len(image.instances)
+    return objects
 
 
 def check_mask(folder: Path, data: bytes, read: Callable[[Path, str], np.ndarray]) -> None:
@@ -142,6 +226,21 @@ def check_params(folder: Path, data: bytes) -> None:
 @given(data=damaged([ANNOTATION]))
 def test_annotations(folder: Path, data: bytes) -> None:
     check_annotation(folder, data)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_data_sets_that_are_damaged_below_are_read_undamaged(folder: Path, name: str) -> None:
+    assert check_data_set(folder, name, DATA_SETS[name][1]) > 0
+
+
+@settings(deadline=None)
+@given(
+    given_=st.sampled_from(list(DATA_SETS)).flatmap(
+        lambda name: st.tuples(st.just(name), damaged([DATA_SETS[name][1]]))
+    )
+)
+def test_data_sets(folder: Path, given_: tuple[str, bytes]) -> None:
+    check_data_set(folder, *given_)
 
 
 @settings(deadline=None)
