@@ -88,8 +88,10 @@ docs: $(STAMP) ## Build the documentation site, build/site/index.html
 licences: $(STAMP) ## Write docs/licences.md: versions and licences of the dependencies
 	@python .ci/packages.py licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
 
-sbom: $(STAMP) ## Write the bill of materials of the image's Python packages to build/sbom.json (CycloneDX)
-	@mkdir -p build && python .ci/packages.py sbom > build/sbom.json.new && mv build/sbom.json.new build/sbom.json
+sbom: $(STAMP) ## Write the image's bill of materials to build/sbom.json (CycloneDX); with Debian's packages if IMAGE is built
+	@image=; if $(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1; then image=$(IMAGE); \
+	  else echo "$(IMAGE) is not built: without the Debian packages"; fi; mkdir -p build && \
+	  DOCKER=$(DOCKER) python .ci/packages.py sbom $$image > build/sbom.json.new && mv build/sbom.json.new build/sbom.json
 
 release: $(STAMP) ## Build and check the packages, the pipelines and the image into dist/, and say what to publish
 	@python .ci/release.py

@@ -1,7 +1,7 @@
 """The locked Python packages: a table with versions and licences, and a bill of materials of the image.
 
     python .ci/packages.py licences            # docs/licences.md
-    python .ci/packages.py sbom                # CycloneDX 1.6, as JSON
+    python .ci/packages.py sbom [IMAGE]        # CycloneDX 1.6, as JSON; with the Debian packages of a built image
 
 `make licences` and `make sbom` call it. Licences are those that the installed packages state, so it runs in the
 environment of `make install`, on Linux.
@@ -9,10 +9,12 @@ environment of `make install`, on Linux.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -70,8 +72,8 @@ PAGE = """# Licences of the dependencies
 Written by `make licences` from `requirements.lock` and the licences that the installed packages state; a test fails if
 it is not up to date, or if a package comes with a licence that `.ci/packages.py` does not list as fit to be distributed
 with a company's product. The project itself is under the [MIT licence](../LICENSE). `make sbom` writes the packages of
-the image as a bill of materials (CycloneDX 1.6, `build/sbom.json`), without those of Debian, which the base image
-brings. Two versions: the first one is for Python 3.11.
+the image as a bill of materials (CycloneDX 1.6, `build/sbom.json`), those of Debian included if it is built; their
+licences are in its folder `/usr/share/doc`. Two versions: the first one is for Python 3.11.
 
 """
 
@@ -181,8 +183,21 @@ def table(rows: Iterable[Package]) -> str:
     return PAGE + "\n".join(lines) + "\n"
 
 
-def sbom(rows: Iterable[Package]) -> str:
-    """The packages of the image as a CycloneDX 1.6 bill of materials, JSON."""
+def debian_packages(image: str) -> list[list[str]]:
+    """Name, version and architecture of each Debian package in a container image."""
+    query = ["dpkg-query", "--show", "--showformat", r"${Package}\t${Version}\t${Architecture}\n"]
+    docker = [os.environ.get("DOCKER", "docker"), "run", "--rm", "--network", "none", image]
+    found = subprocess.run([*docker, *query], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [line.split("\t") for line in found.splitlines()]
+
+
+def sbom(rows: Iterable[Package], debian: Iterable[Sequence[str]] = ()) -> str:
+    """The packages of the image as a CycloneDX 1.6 bill of materials, JSON.
+
+    Args:
+        rows: Python packages; those that are in the image count.
+        debian: what `debian_packages` found; it knows no licences.
+    """
     from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, XsUri
     from cyclonedx.model.bom import Bom
@@ -218,6 +233,9 @@ def sbom(rows: Iterable[Package]) -> str:
             if row.in_image
         ]
     )
+    for name, version, architecture in debian:
+        purl = PackageURL("deb", "debian", name, version, {"arch": architecture})
+        bom.components.add(Component(name=name, version=version, purl=purl, bom_ref=purl.to_string()))
     bom.metadata.component = component(
         project["name"], project["version"], project["license"], ComponentType.APPLICATION, ()
     )
@@ -226,14 +244,19 @@ def sbom(rows: Iterable[Package]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print what the argument names."""
-    makers = {"licences": table, "sbom": sbom}
-    if len(arguments) != 1 or arguments[0] not in makers:
-        print(f"usage: python .ci/packages.py {'|'.join(makers)}", file=sys.stderr)
-        return 2
+    """Print what the arguments name."""
     try:
-        print(makers[arguments[0]](packages()), end="")
-    except ValueError as error:
+        match arguments:
+            case ["licences"]:
+                print(table(packages()), end="")
+            case ["sbom"]:
+                print(sbom(packages()), end="")
+            case ["sbom", image]:
+                print(sbom(packages(), debian_packages(image)), end="")
+            case _:
+                print("usage: python .ci/packages.py licences|sbom [IMAGE]", file=sys.stderr)
+                return 2
+    except (ValueError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -314,7 +314,8 @@ def compile_pipelines(source: Path) -> None:
 
 
 def build_image(source: Path, version: str) -> str:
-    """Build the container image if Docker runs; return its name, or why there is none."""
+    """Build the container image if Docker runs, and complete the bill of materials; return its name, or why there is
+    none."""
     name = f"yolact-pipeline:{version}"
     if (
         shutil.which("docker") is None
@@ -322,6 +323,7 @@ def build_image(source: Path, version: str) -> str:
     ):
         return f"NOT BUILT, because no Docker runs here: `make image`, and `make test-containers` to try {name}"
     run("make", "image", f"COMMIT={run('git', 'rev-parse', 'HEAD').strip()}", f"PYTHON={sys.executable}", cwd=source)
+    (DIST / "sbom.json").write_text(run(sys.executable, ROOT / ".ci" / "packages.py", "sbom", name))
     return f"{name}: built, not tried here: `make test-containers`; then docker push REGISTRY/{name}"
 
 

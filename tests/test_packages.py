@@ -18,8 +18,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import canonicalize_name
 
 
-def run(repository: Path, what: str) -> str:
-    command = [sys.executable, str(repository / ".ci" / "packages.py"), what]
+def run(repository: Path, *what: str) -> str:
+    command = [sys.executable, str(repository / ".ci" / "packages.py"), *what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -78,6 +78,28 @@ def test_the_bill_of_materials_has_the_images_packages_with_hashes_and_licences(
         assert each["licenses"]
         assert each["externalReferences"][0]["hashes"], each["name"]
     assert sbom["metadata"]["component"]["name"] == "yolact-pipeline"
+
+
+def test_with_an_image_the_bill_has_its_debian_packages_too(
+    repository: Path, tmp_path: Path, sbom: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In place of Docker a program that answers as dpkg does in an image."""
+    docker = tmp_path / "docker"
+    docker.write_text(
+        '#!/bin/sh\ncase "$*" in "run --rm --network none an-image dpkg-query --show "*) ;; *) exit 9;; esac\n'
+        "printf 'git\\t1:2.39.5-0+deb12u2\\tamd64\\nadduser\\t3.134\\tall\\n'\n"
+    )
+    docker.chmod(0o755)
+    monkeypatch.setenv("DOCKER", str(docker))
+    text = run(repository, "sbom", "an-image")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    found = {each["purl"]: each["version"] for each in json.loads(text)["components"]}
+    for each in sbom["components"]:
+        assert found.pop(each["purl"]) == each["version"]
+    assert found == {
+        "pkg:deb/debian/git@1:2.39.5-0%2Bdeb12u2?arch=amd64": "1:2.39.5-0+deb12u2",
+        "pkg:deb/debian/adduser@3.134?arch=all": "3.134",
+    }
 
 
 def test_every_locked_package_has_hashes(repository: Path) -> None:
