@@ -307,24 +307,32 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, writer: type[Pictures | VideoWriter], after: int) -> None:
-    """Send SIGINT after so many results of a writer."""
+def press_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+    writer: type[Pictures | VideoWriter],
+    after: int,
+    sent: signal.Signals = signal.SIGINT,
+) -> None:
+    """Send the signal after so many results of a writer."""
     add: Callable[..., None] = writer.add
     calls = iter(range(1, 1000))
 
     def add_and_press(*arguments: Any) -> None:
         add(*arguments)
         if next(calls) == after:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(sent)
 
     monkeypatch.setattr(writer, "add", add_and_press)
 
 
 @pytest.mark.usefixtures("signals")
-def test_ctrl_c_completes_the_results_so_far(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_complete_the_results_so_far(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
     for number in range(100):
         save(Path(f"in/{number:03}.png"), number)
-    press_ctrl_c(monkeypatch, Pictures, after=3)
+    press_ctrl_c(monkeypatch, Pictures, after=3, sent=sent)
     result = predict("in", "--batch-size", 2, *LOW)
     assert result.exit_code == 130, result.output
     assert "their results are complete" in result.stderr
