@@ -578,7 +578,7 @@ step.supervised = lambda: nullcontext((sys.argv[1], lambda: None))
 torch.cuda.is_available = lambda: True
 step._train_supervised()
 """
-"""The step's child process without its supervisor; in place of the training, page faults of two large tensors in turn."""
+"""The step's child process, without its supervisor; in place of training, the page faults of two large tensors."""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the limits are glibc's")
