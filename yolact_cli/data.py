@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 import shlex
 import tempfile
@@ -32,7 +34,6 @@ from yolact.limits import usable_cpus
 from yolact_cli.output import print_json
 from yolact_ops.reports.pages import evenly_spaced
 from yolact_ops.scanning.options import options_of, preparation_of
-from yolact_ops.settings.overrides import hydra_override, parse_override
 from yolact_ops.settings.params import DataConfig
 from yolact_ops.settings.presets import choose
 
@@ -60,6 +61,10 @@ class Options:
     report: Path | None
     """Page to write."""
     as_json: bool
+    preset: str
+    """Preset that `yolact train` takes."""
+    caller: Path
+    """Folder in which the command was started, which may be below the project's."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def run(options: Options, console: Console | None = None) -> None:
     refusal = refusal_of(str(folder), look.outcome, look.undecided, data, listing)
     if options.report is not None:
         write_text_atomic(options.report, _page(look, shown, data, stopped=bool(refusal)))
-    command = _command(data.source, options.overrides)
+    command = _command(options, data)
     if options.as_json:
         print_json(_as_json(look, shown, command))
     else:
@@ -131,7 +136,7 @@ def run(options: Options, console: Console | None = None) -> None:
     if not look.sampled:
         check_usable(str(folder), look.outcome)
     if not options.as_json:
-        print("\nTrain on it:\n  " + (command or _no_command(data.source)))
+        print("\nTrain on it:\n  " + (command or _no_command(options.folder)))
 
 
 def _folder(text: str) -> Path:
@@ -310,27 +315,28 @@ def named_source(text: str) -> str:
 
 def _source(folder: str) -> str:
     """The value of ``data.source`` that names a folder, and nothing else of that name."""
-    special = folder in NAMED_SOURCES or "://" in folder or re.match(r"dvc:|~", folder)
+    special = folder in NAMED_SOURCES or "://" in folder or re.match(r"dvc:|~|-", folder)
     return f"./{folder}" if special else folder
 
 
-def _command(source: str, overrides: Sequence[str]) -> str | None:
-    """The command that trains on a folder with the same settings; None if no command line can give them to DVC."""
-    given: list[tuple[str, Any]] = [("data.source", source)]
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        value: Any = parse_override(override)
-        for part in key.split("."):
-            value = value[part]
-        given.append((key, value))
-    words = [hydra_override(key, value) for key, value in given]
-    if any(word is None for word in words):
-        return None
-    return " ".join(["dvc exp run", *(f"-S {shlex.quote(word)}" for word in words if word is not None)])
+def _command(options: Options, data: DataConfig) -> str | None:
+    """The command that trains on the folder as it was read; None if a terminal cannot show it.
+
+    `yolact train` takes the settings of its preset, so those of ``data`` that differ from them are named.
+    """
+    folder = options.folder if Path(options.folder).is_absolute() else os.path.relpath(options.folder, options.caller)
+    without = {"source", "mirrors", "sample"}
+    ours, presets = (each.model_dump(mode="json", exclude=without) for each in (data, choose(options.preset).data))
+    words = ["yolact", "train", _source(folder)]
+    for key, value in ours.items():
+        if value != presets[key]:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            words += ["-S", f"data.{key}={text}"]
+    return shlex.join(words) if all(map(str.isprintable, words)) else None
 
 
-def _no_command(source: str) -> str:
+def _no_command(folder: str) -> str:
     return (
-        "set data.source and the settings above in params.yaml, and run `dvc repro`: DVC's -S cannot take a value in "
-        f"them. If it is the folder's name ({_printable(source)}), rename it."
+        "no command to copy: the folder's name or a setting has characters that cannot be printed "
+        f"({_printable(folder)}). If it is the name, rename it."
     )

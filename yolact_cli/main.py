@@ -11,7 +11,7 @@ from yolact_cli.bench import bench_app
 from yolact_ops.commands.container import limit_threads
 from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.commands.options import AsJson
-from yolact_ops.commands.project import ProjectTyper
+from yolact_ops.commands.project import CALLER, ProjectTyper
 
 app = ProjectTyper(
     cls=ErrorGroup,
@@ -81,8 +81,13 @@ def _path_or_address(text: str) -> str | Path:
     return text if "://" in text or text.startswith(("dvc:", "models:/")) else Path(text)
 
 
+OWN_IMAGES = "lite0-320+modern"
+"""Preset of `yolact train`."""
+
+
 @app.command()
 def data(
+    context: typer.Context,
     folder: Annotated[
         str,
         typer.Argument(
@@ -105,7 +110,8 @@ def data(
     """Show what a folder of annotated images holds and how to train on it; exit with 1 if it cannot be used."""
     from yolact_cli import data as command
 
-    command.run(command.Options(str(folder), overrides or [], images, report, as_json))
+    caller = context.meta[CALLER]
+    command.run(command.Options(str(folder), overrides or [], images, report, as_json, OWN_IMAGES, caller))
 
 
 @app.command()
@@ -120,7 +126,7 @@ def train(
     ],
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="Preset to train with; `yolact preset list` lists them.")
-    ] = "lite0-320+modern",
+    ] = OWN_IMAGES,
     overrides: Annotated[
         list[str] | None,
         typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Set a key, as in `dvc exp run -S`; repeatable."),

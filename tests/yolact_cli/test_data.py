@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from dvc.utils.hydra import apply_overrides
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from components.preprocess.step import run as preprocess
 from yolact.errors import DataError
+from yolact_cli import train
 from yolact_cli.main import app
-from yolact_ops.settings.params import load_params
-from yolact_ops.settings.yaml_text import plain, read_yaml
+from yolact_ops.settings.params import DataConfig, load_params
+from yolact_ops.settings.presets import change
 
 TRIANGLE = [4, 5, 16, 5, 4, 17]
 OTHER_TRIANGLE = [20, 5, 32, 5, 20, 17]
@@ -59,10 +59,10 @@ WITH_FINDINGS = [[], [TRIANGLE, []], [TRIANGLE, OTHER_TRIANGLE, OTHER_TRIANGLE],
 
 @pytest.fixture
 def work(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, which has only settings: one object of all may be dropped."""
+    """The working folder, which has only settings: a fifth of all objects may be dropped."""
     folder = tmp_path / "work"
-    folder.mkdir()
-    text = (repository / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.0", "max_dropped: 0.2")
+    shutil.copytree(repository / "conf", folder / "conf")
+    text = (repository / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.05", "max_dropped: 0.2")
     (folder / "params.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(folder)
     monkeypatch.setattr("yolact_ops.scanning.workers.CHUNK", 10_000)  # no processes
@@ -102,12 +102,13 @@ def test_a_folder_is_the_callers_in_a_sub_folder_of_the_project(
     (work / "dvc.yaml").touch()
     write_coco(work / "inside/set", CLEAN)
     monkeypatch.chdir(work / "inside")
-    for folder, source in (("set", "inside/set"), (work / "inside/set", work / "inside/set")):
+    for folder in ("set", str(work / "inside/set")):
         done = command(folder)
         assert done.exit_code == 0, done.output
-        assert f"dvc exp run -S data.source={source}\n" in done.stdout
+        assert f"\n  yolact train {folder} -S" in done.stdout
+        monkeypatch.chdir(work / "inside")
     monkeypatch.chdir(work / "inside/set")
-    assert "data.source=inside/set\n" in command(".").stdout
+    assert "\n  yolact train . -S" in command(".").stdout
     refused = command("s3://bucket/set")
     assert refused.exit_code == 1
     assert "s3://bucket/set: is an address" in refused.output
@@ -140,7 +141,7 @@ def test_the_terminal_names_format_classes_splits_findings_and_the_command(comma
     assert lines[0].startswith("COCO: ")
     assert any("bolt" in line for line in lines)
     assert any(line.startswith("│ dropped") for line in lines)
-    assert lines[-1].strip() == f"dvc exp run -S data.source={folder}"
+    assert lines[-1].strip() == f"yolact train {folder} -S data.max_dropped=0.2"
 
 
 def test_of_a_large_set_evenly_spaced_images_are_read_and_the_numbers_say_so(command: Command, tmp_path: Path) -> None:
@@ -178,7 +179,9 @@ def write_masks(folder: Path) -> Path:
     return folder
 
 
-def test_a_setting_that_the_reader_asked_for_is_tried_and_is_in_the_command(command: Command, tmp_path: Path) -> None:
+def test_a_setting_that_the_reader_asked_for_is_tried_and_is_in_the_command(
+    command: Command, trained: Callable[[str], DataConfig], tmp_path: Path
+) -> None:
     folder = write_masks(tmp_path / "set")
     refused = command(folder)
     assert refused.exit_code == 1
@@ -186,39 +189,66 @@ def test_a_setting_that_the_reader_asked_for_is_tried_and_is_in_the_command(comm
     done = command(folder, "-S", "data.class_names=[M4 bolt]")
     assert done.exit_code == 0, done.stderr
     assert "M4 bolt" in done.stdout
-    assert arguments(done.stdout) == {"source": str(folder), "class_names": ["M4 bolt"]}
+    config = trained(done.stdout)
+    assert (config.source, config.class_names) == (str(folder), ["M4 bolt"])
 
 
-def arguments(output: str) -> dict[str, Any]:
-    """What DVC sets in section ``data`` for the printed command, read by a shell."""
-    words = shlex.split(output.splitlines()[-1])
-    assert words[:3] == ["dvc", "exp", "run"]
-    overrides = [word for word in words[3:] if word != "-S"]
-    shutil.copy("params.yaml", "given.yaml")
-    apply_overrides("given.yaml", overrides)
-    before, after = (plain(read_yaml(Path(name)))["data"] for name in ("params.yaml", "given.yaml"))
-    return {key: value for key, value in after.items() if value != before[key]}
+@pytest.fixture
+def trained(work: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DataConfig]:
+    """Runs the printed command, read by a shell, up to `dvc repro`, and returns the settings that it wrote."""
+    monkeypatch.setattr(train.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(train, "print_summary", lambda: None)
+
+    def run(output: str) -> DataConfig:
+        (work / "dvc.yaml").touch()
+        words = shlex.split(output.splitlines()[-1])
+        assert words[:2] == ["yolact", "train"]
+        done = CliRunner().invoke(app, words[1:])
+        assert done.exit_code == 0, done.output
+        return load_params(Path("params.yaml")).data
+
+    return run
 
 
-@pytest.mark.parametrize("name", ["it's [a], $b", "null", "-x"])
-def test_the_printed_command_names_any_folder(command: Command, work: Path, name: str) -> None:
+def test_what_the_printed_command_prepares_is_what_was_shown(
+    command: Command, trained: Callable[[str], DataConfig], tmp_path: Path
+) -> None:
+    """Also a setting of params.yaml, which `yolact train` would replace by that of its preset."""
+    folder = write_coco(tmp_path / "set", CLEAN)
+    settings = ["data.classes={bolt: 'M4, screw', nut: nut}", "data.annotations=[labels.json]", "data.crowds=objects"]
+    settings += ["data.split.val=0.3", "data.max_side=64"]
+    options = [word for setting in settings for word in ("-S", setting)]
+    shown = change(load_params(Path("params.yaml")), settings).data
+    done = command(folder, *options)
+    assert done.exit_code == 0, done.stderr
+    without = {"source", "mirrors", "sample"}
+    assert trained(done.stdout).model_dump(exclude=without) == shown.model_dump(exclude=without)
+    assert shown.max_dropped == 0.2
+
+
+@pytest.mark.parametrize("name", ["it's [a], $b", "null", "-x", "a${b}"])
+def test_the_printed_command_names_any_folder(
+    command: Command, trained: Callable[[str], DataConfig], work: Path, name: str
+) -> None:
     write_coco(work / name, CLEAN)
-    assert arguments(command("--", name).stdout) == {"source": name}
+    assert Path(trained(command("--", name).stdout).source) == Path(name)
 
 
 @pytest.mark.parametrize("name", ["sample", "~x", "dvc:a#b@c"])
-def test_a_folder_with_the_name_of_another_source_is_named_as_a_folder(command: Command, work: Path, name: str) -> None:
+def test_a_folder_with_the_name_of_another_source_is_named_as_a_folder(
+    command: Command, trained: Callable[[str], DataConfig], work: Path, name: str
+) -> None:
     write_coco(work / name, CLEAN)
-    assert arguments(command(name).stdout) == {"source": f"./{name}"}
+    assert trained(command(name).stdout).source == f"./{name}"
 
 
-@pytest.mark.parametrize("name", ["a${b}", "a\nb", "a\x1b[31mb"])
-def test_a_name_that_no_command_can_give_to_dvc_is_said_and_not_sent_to_the_terminal(
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb"])
+def test_a_name_that_no_terminal_can_show_is_said_and_not_sent_to_it(
     command: Command, tmp_path: Path, name: str
 ) -> None:
     done = command(write_coco(tmp_path / name, CLEAN, name="bolt\x1b[2J"))
     assert done.exit_code == 0
-    assert "dvc exp run" not in done.stdout
+    assert "yolact train" not in done.stdout
     assert "rename it" in done.stdout
     assert "\x1b" not in done.stdout
 
@@ -243,7 +273,7 @@ def test_what_preprocess_refuses_is_shown_and_then_refused_with_its_message(comm
         )
     assert "bolt" in done.stdout
     assert message(done).splitlines()[:2] == str(refused.value).splitlines()[:2]
-    assert "dvc exp run" not in done.stdout
+    assert "yolact train" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typer.core import TyperCommand
 
 PROJECT_FILES = ("dvc.yaml", "params.yaml")
 """Files of a project's folder; one without the first is a project too if the command is started there."""
+CALLER = "yolact.caller"
+"""Key of a command's context for the folder where it was started."""
 
 
 def project_above(folder: Path) -> Path | None:
@@ -30,7 +32,7 @@ class ProjectCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Change the folder of the process, then call the command."""
-        caller = Path.cwd()
+        ctx.meta[CALLER] = caller = Path.cwd()
         project = project_above(caller)
         if project is not None:
             for name, value in ctx.params.items():
