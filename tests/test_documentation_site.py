@@ -238,7 +238,6 @@ def letters(text: str) -> str:
     return re.sub(r"\W|_", "", text)
 
 
-@pytest.mark.slow
 def test_the_strict_build_has_no_warning_loses_no_cell_and_loads_nothing_from_elsewhere(
     repository: Path, site: dict[str, ModuleType], tmp_path: Path
 ) -> None:

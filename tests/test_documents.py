@@ -1,6 +1,6 @@
 """Links and commands of all Markdown files: what they point to exists, without running anything.
 
-`tests/test_readme.py` runs the README's commands.
+`tests/test_readme.py` and `tests/test_tutorials.py` run those of the README and the tutorials.
 """
 
 from __future__ import annotations
