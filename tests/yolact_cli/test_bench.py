@@ -171,7 +171,7 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["loader", "nowhere"], "nowhere/train.json: no such file"),
+        (["loader", "nowhere"], "nowhere/train/train.json: no such file"),
         (["loader", "--model", "yolact"], "no preset 'yolact'"),
         (["inference", "--precision", "fp32,int8"], "--precision int8: unknown; there are fp32, bf16, fp16"),
         (

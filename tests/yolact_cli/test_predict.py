@@ -182,11 +182,11 @@ def test_a_registered_version_is_fetched_and_has_settings_of_its_own(
 
     from tests.components.registry_versions import add_model
 
-    shutil.copy(empty_store, "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    store = f"sqlite:///{shutil.copy(empty_store, Path('mlflow.db').absolute())}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     own = DEFAULT_DETECTION.replace(nms="cross_class", nms_iou=0.1)
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient(store)
     add_model(client, "pets", model, DEFAULT_DETECTION)
     assert add_model(client, "pets", model, own) == 2
     client.set_registered_model_alias("pets", "champion", "2")

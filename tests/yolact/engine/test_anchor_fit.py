@@ -244,11 +244,13 @@ def test_the_command_prints_a_table_or_json(
     params = yaml.safe_load((repository / "params.yaml").read_text())
     params["model"] |= {"anchor_scales": [[4], [5], [6], [7], [8]], "anchor_ratios": [8, 9]}
     (data / "params.yaml").write_text(yaml.safe_dump(params))
+    (data / "train").mkdir()
+    (data / "train.json").rename(data / "train" / "train.json")
     command.run(data, data / "params.yaml", as_json=False)
     shown = capsys.readouterr().out
     assert "2 of 2 boxes, images resized to 128 x 128 px" in shown
     assert "anchor_scales: [[" in shown
-    command.run(data / "train.json", data / "params.yaml", as_json=True)
+    command.run(data / "train" / "train.json", data / "params.yaml", as_json=True)
     report = json.loads(capsys.readouterr().out)
     assert report["suggested"]["all"]["mean_iou"] > report["present"]["all"]["mean_iou"]
     assert report["present"]["by_size"]["large"] == {"boxes": 0, "recall": None, "mean_iou": None}

@@ -41,7 +41,7 @@ def test_a_cpu_has_no_known_peak() -> None:
 @pytest.fixture
 def task(tmp_path: Path) -> gpu_training.SpeedTask:
     """Two rounds of three steps of two images."""
-    make_images(tmp_path / "images", 3).rename(tmp_path / "train.json")
+    make_images(tmp_path / "train" / "images", 3).rename(tmp_path / "train" / "train.json")
     params = small_params(batch_size=2, epochs=1, log_every=3, precision="fp32")
     return gpu_training.SpeedTask(params, tmp_path, 3, 2, from_loader=False, peak_tflops=0.5, folder=tmp_path)
 

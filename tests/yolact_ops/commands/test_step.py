@@ -107,7 +107,7 @@ def test_an_output_without_a_dvc_record_has_no_hint(
     (workplace / "dvc.lock").write_text(lock)
     monkeypatch.setattr(sys, "argv", ["step.py"])
     with pytest.raises(SystemExit):
-        run_command("ingest", failing(DataError("damaged.")), output=Path("data/raw"))
+        run_command("ingest", failing(DataError("damaged.")), outputs=[Path("data/raw")])
     assert capsys.readouterr().err == "\ningest failed: damaged.\n"
 
 

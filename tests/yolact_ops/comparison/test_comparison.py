@@ -443,11 +443,11 @@ class TestCompare:
         assert missing.exit_code == 0
         assert "No images on the page" in missing.stdout
         assert "dvc pull" in (workplace / "reports" / "compare" / "index.html").read_text()
-        write_images(workplace / "other", ground_truth(images=5))
+        write_images(workplace / "other" / "eval", ground_truth(images=5))
         (workplace / "out").mkdir()
         (workplace / "out" / "mine.txt").write_text("stays")
         other = yolact("compare", "before", "after", "--samples", "100", "--data", "other", "-o", "out")
-        assert "other/val.json is not the split" in other.stdout
+        assert "other/eval/val.json is not the split" in other.stdout
         assert {file.name for file in (workplace / "out").iterdir()} == {"mine.txt", "index.html", "comparison.json"}
 
     def test_a_run_with_itself_differs_in_nothing(self, log_run: Any, workplace: Path) -> None:
