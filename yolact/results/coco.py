@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,10 +62,13 @@ class CocoInstances:
     """COCO instances, as of annotated images: annotation tools import them as annotations to correct.
 
     An object's outlines are polygons, which every such tool reads: one per part, or, if a part has holes, one that
-    includes them (`yolact.masks.joined_outline`). An object without pixels is left out.
+    includes them (`yolact.masks.joined_outline`). An object without pixels is left out. Categories have the data set's
+    ids, or 1, 2, ... if one of those is 0.
     """
 
     def __init__(self, folder: Path, classes: ResultClasses) -> None:
+        if 0 in classes.category_ids:  # CVAT takes it for "no class", and refuses the whole file
+            classes = replace(classes, category_ids=tuple(range(1, len(classes.names) + 1)))
         self._classes = classes
         self._file = (folder / INSTANCES_FILE).open("w", encoding="utf-8")
         self._file.write('{"annotations": ')

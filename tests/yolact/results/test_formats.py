@@ -117,6 +117,16 @@ def test_the_polygons_of_coco_instances_are_exactly_the_masks_for_pycocotools(
     assert [image["file_name"] for image in loaded.dataset["images"]] == ["sub/a.png", "b.png"]
 
 
+def test_coco_instances_have_no_category_0_which_cvat_takes_for_no_class(tmp_path: Path, pixels: torch.Tensor) -> None:
+    writer = WRITERS["instances"](tmp_path, ResultClasses(CLASSES.names, (5, 0, 7)))
+    writer.add(ResultImage(1, "a", "a.png", pixels), detections(masks(), (0, 2, 1, 0)))
+    writer.close()
+    tree = json.loads((tmp_path / "instances.json").read_text())
+    names = {row["id"]: row["name"] for row in tree["categories"]}
+    assert 0 not in names
+    assert [names[row["category_id"]] for row in tree["annotations"]] == ["cat", "traffic light", "no", "cat"]
+
+
 def test_ingest_reads_coco_instances_back(tmp_path: Path, pixels: torch.Tensor) -> None:
     found = write("instances", tmp_path, pixels)
     save_images(pixels, tmp_path / "sub" / "a.png", tmp_path / "b.png")
