@@ -14,13 +14,13 @@ from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.bodies import Upload, from_base64, parse_json, parsed_size, read_body
 from serving.errors import ApiError, first_problem
-from serving.routes.predict import FAILURES, deadline
+from serving.routes.predict import FAILURES, TINY_IMAGE, deadline
 from serving.schemas import DetectionOptions, Error, inlined_schema
 from serving.service import Outcome, Service, service_of
 
@@ -93,7 +93,7 @@ class InferResponse(BaseModel):
 
 
 _EXAMPLE = {
-    "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["BASE64 OF AN IMAGE"]}],
+    "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": [TINY_IMAGE]}],
     "parameters": {"score_threshold": 0.3},
 }
 _BODY = {
@@ -163,7 +163,14 @@ async def metadata(request: Request, name: str) -> dict[str, Any]:
     responses={200: {"model": InferResponse}, **FAILURES, **_UNKNOWN},
     openapi_extra=_BODY,
 )
-async def infer(request: Request, name: str) -> Response:
+async def infer(
+    request: Request,
+    name: str,
+    length: Annotated[
+        str | None,
+        Header(alias=LENGTH_HEADER, description="Bytes of the JSON before the tensors' own; without it, all is JSON."),
+    ] = None,
+) -> Response:
     """Detect objects in images: `image` as BYTES (each an encoded image; in JSON as base64) or UINT8 RGB pixels.
 
     `parameters`: `score_threshold`, `max_detections`, `nms`, `classes`. An image that cannot be used fails the request.
@@ -174,7 +181,6 @@ async def infer(request: Request, name: str) -> Response:
     with service.share() as share:
         body = await read_body(request, service.settings, share)
         async with deadline(service):
-            length = request.headers.get(LENGTH_HEADER)
             share.add(parsed_size(body))
             asked = await service.in_thread("parsing", lambda: _parse(body, length))
             options = _options(asked)

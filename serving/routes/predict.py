@@ -29,28 +29,33 @@ TINY_IMAGE = (
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _IMAGES: dict[str, Any] = dict.fromkeys((*MEDIA_TYPES, "application/octet-stream"), _BINARY)
-_FORM = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}},
-            "required": ["images"],
-        }
-    }
+_EXAMPLES = {
+    "base64": {"summary": "Base64 text", "value": {"images": [TINY_IMAGE]}},
+    "data URL": {
+        "summary": "A data URL with a name",
+        "value": {"images": [{"name": "a.png", "data": f"data:image/png;base64,{TINY_IMAGE}"}]},
+    },
 }
-_JSON = {
-    "application/json": {
-        "schema": inlined_schema(JsonImages),
-        "examples": {
-            "base64": {"summary": "Base64 text", "value": {"images": [TINY_IMAGE]}},
-            "data URL": {
-                "summary": "A data URL with a name",
-                "value": {"images": [{"name": "a.png", "data": f"data:image/png;base64,{TINY_IMAGE}"}]},
-            },
+
+
+def _body(**limits: int) -> dict[str, Any]:
+    """The body of a request with images; ``limits`` of their number as JSON schema names them."""
+    form = {
+        "type": "object",
+        "properties": {
+            "images": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1, **limits}
         },
+        "required": ["images"],
     }
-}
-BODY = {"requestBody": {"required": True, "content": _FORM | _JSON | _IMAGES}}
+    tree = inlined_schema(JsonImages)
+    tree["properties"]["images"] |= limits
+    content = {
+        "multipart/form-data": {"schema": form},
+        "application/json": {"schema": tree, "examples": _EXAMPLES},
+        **_IMAGES,
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
 
 NO_CANDIDATE: dict[int | str, dict[str, Any]] = {
     404: {"model": Error, "description": "The server has no candidate."},
@@ -74,7 +79,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     summary="Detect objects in images",
     responses={200: {"model": Prediction, "description": "An entry for each image."}, **NO_CANDIDATE, **FAILURES},
     response_class=Response,
-    openapi_extra=BODY,
+    openapi_extra=_body(),
 )
 async def predict(request: Request, options: Annotated[PredictOptions, Query()]) -> Response:
     """Images as files of a form, as JSON, or one image as the body itself.
@@ -100,7 +105,7 @@ async def predict(request: Request, options: Annotated[PredictOptions, Query()])
     summary="Draw the objects in an image",
     responses={200: {"content": {"image/png": {}}, "description": "The image with its objects."}, **FAILURES},
     response_class=Response,
-    openapi_extra=BODY,
+    openapi_extra=_body(minItems=1, maxItems=1),
 )
 async def overlay(request: Request, options: Annotated[OverlayOptions, Query()]) -> Response:
     """One image, in any form of `POST /predict`, drawn as a PNG."""

@@ -67,6 +67,13 @@ def assert_same(found: dict[str, np.ndarray], expected: list[Detections]) -> Non
         np.testing.assert_array_equal(coco_mask.decode({"size": size, "counts": counts}), mask)
 
 
+def test_openapi_has_an_example_that_is_answered_and_the_header_of_binary_tensors(url: str) -> None:
+    tree = requests.get(f"{url}/openapi.json", timeout=10).json()["paths"]["/v2/models/{name}/infer"]["post"]
+    example = tree["requestBody"]["content"]["application/json"]["example"]
+    assert outputs(infer(url, example))["image_sizes"].tolist() == [[2, 2]]
+    assert ("header", "Inference-Header-Content-Length") in {(each["in"], each["name"]) for each in tree["parameters"]}
+
+
 def test_health_and_metadata_have_the_protocols_form(url: str) -> None:
     for path, tree in (
         ("/v2/health/live", {"live": True}),

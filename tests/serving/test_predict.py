@@ -169,6 +169,10 @@ def test_openapi_names_every_route_and_its_examples_are_answered(url: str) -> No
         answer = requests.post(f"{url}/predict", json=example["value"], timeout=30)
         assert answer.status_code == 200, answer.text
         assert (answer.json()["images"][0]["width"], answer.json()["images"][0]["height"]) == (2, 2)
+    overlay = tree["paths"]["/predict/overlay"]["post"]["requestBody"]["content"]
+    for kind in ("multipart/form-data", "application/json"):
+        images = overlay[kind]["schema"]["properties"]["images"]
+        assert (images["minItems"], images["maxItems"]) == (1, 1)
 
 
 def test_health_and_metrics_are_open(url: str) -> None:
