@@ -4,8 +4,9 @@ PYTHON ?= python3
 PORT ?= 5000
 MODEL ?= models
 DOCKER ?= docker
-# The extras in the lock file: all but timm and openvino.
+# The extras in the lock file, and those that only `make test-interop` installs.
 LOCKED := pipeline serve export pretrained video sweep trainer docs dev
+UNLOCKED := openvino,timm
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -29,7 +30,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-faults test-page test-containers lint format mlflow clean lock
+.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-faults test-page test-interop test-containers lint format mlflow clean lock
 .PHONY: licences sbom release docs
 
 help: ## Show this list
@@ -67,6 +68,12 @@ test-page: $(STAMP) ## Test the server's page in Chromium; npm fetches axe-core
 	@cd $(VENV) && test -f package/axe.min.js || { npm pack --silent axe-core@$(AXE:axe-core-%=%) >/dev/null && \
 	  echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && tar -xzf $(AXE).tgz package/axe.min.js; }
 	@YOLACT_TEST_AXE=$(CURDIR)/$(VENV)/package/axe.min.js OMP_NUM_THREADS=1 pytest -m slow tests/serving/browser
+
+# Clients and readers of others, and the extras outside requirements.lock, in an environment of their own.
+INTEROP := $(VENV)/interop
+
+test-interop: $(INTEROP)/.installed ## Test with clients and readers of others (KServe, CVAT, Label Studio), OpenVINO and timm
+	@YOLACT_TEST_INTEROP=1 OMP_NUM_THREADS=1 $(INTEROP)/bin/python -m pytest -m interop
 
 test-containers: $(STAMP) ## Build the image and run the pipeline in it, with Docker or as root on Debian or Ubuntu
 	@bash .ci/containers
@@ -122,6 +129,15 @@ $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "Installing requirements.lock into $(VENV) (some gigabytes the first time: PyTorch and its GPU libraries)"
 	@uv pip sync --quiet --require-hashes requirements.lock
 	@uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What requirements.lock has overrides the bounds of the others' packages. These are not pinned: their users take the
+# newest, too.
+$(INTEROP)/.installed: requirements.lock tests/interop/requirements.txt pyproject.toml | $(BIN)/uv
+	@uv venv --quiet --allow-existing --python $(BIN)/python $(INTEROP)
+	@uv pip sync --quiet --python $(INTEROP)/bin/python --require-hashes requirements.lock
+	@uv pip install --quiet --python $(INTEROP)/bin/python --override requirements.lock --no-build-isolation \
+	  -r tests/interop/requirements.txt --editable ".[$(UNLOCKED)]"
 	@touch $@
 
 # uv's own version and hashes come from the lock file too.

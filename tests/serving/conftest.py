@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from yolact_bench.speed.calibration import calibrated_network
 CLASSES = ["disc", "box", "bar"]
 CATEGORY_IDS = dict(zip(CLASSES, (1, 17, 90), strict=True))
 """By class; like COCO's own, they skip some numbers."""
+REPOSITORY = Path(__file__).parents[2]
 SIZE = (96, 64)
 """Width and height of the image."""
 
@@ -82,6 +86,25 @@ def running(**settings: Any) -> Iterator[Server]:
         server.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@contextmanager
+def command(model: Path, *options: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`yolact serve` as a process, ready, and its address; killed if it still runs at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yolact_cli.main", "serve", str(model), "--port", "0", "--device", "cpu", *options],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | variables,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split(" at ")[1].split(";")[0]
+        wait(lambda: requests.get(f"{url}/readyz", timeout=10).status_code == 200, 60)
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait(until: Callable[[], Any], seconds: float = 20) -> None:

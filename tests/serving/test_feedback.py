@@ -20,6 +20,7 @@ from components.preprocess import step as preprocess
 from serving.feedback import FeedbackStore
 from serving.server import Server
 from serving.settings import read_settings
+from tests.interop.packages import needed
 from tests.serving.conftest import CATEGORY_IDS, SIZE, encoded, error_of, picture, post, running
 from yolact.formats.registry import read_dataset
 from yolact_ops.settings.params import DataParams, Params
@@ -131,6 +132,29 @@ def test_ingest_and_preprocess_read_the_folder_as_coco(
     written = [json.loads((processed / file).read_text()) for file in ("train/train.json", "eval/val.json")]
     assert sum(len(tree["images"]) for tree in written) > 0
     assert 0 < sum(len(tree["annotations"]) for tree in written) <= sum(expected.values())
+
+
+@pytest.mark.interop
+def test_datumaro_reads_a_report_as_cvat_does(storing: Server, folder: Path, tmp_path: Path) -> None:
+    """CVAT uses a fork of it."""
+    kinds = needed("datumaro.components.annotation").AnnotationType
+    tree, image = stored(send(storing.address, report_of(storing.address, encoded(picture()), [0])), folder)
+    [row] = tree["images"]
+    for name in ("annotations", "images/images"):  # as in CVAT's archives; CVAT takes the file alone, too
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "annotations" / "instances_default.json").write_text(json.dumps(tree))
+    image.save(tmp_path / "images" / row["file_name"])
+
+    dataset = needed("datumaro").Dataset.import_from(str(tmp_path), "coco_instances")
+    labels = dataset.categories()[kinds.label]
+    [item] = dataset
+    found = {each.id: each for each in item.annotations if each.type == kinds.mask}
+    names = {each["id"]: each["name"] for each in tree["categories"]}
+    assert found.keys() == {each["id"] for each in tree["annotations"]}
+    for each in tree["annotations"]:
+        mask = found[each["id"]]
+        assert labels[mask.label].name == names[each["category_id"]]
+        np.testing.assert_array_equal(mask.image, coco_mask.decode(each["segmentation"]))
 
 
 def test_a_server_without_the_setting_stores_nothing(url: str, png: bytes) -> None:

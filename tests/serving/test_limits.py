@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +20,7 @@ from serving.bodies import find_uploads, parsed_size
 from serving.errors import ApiError
 from serving.server import Server
 from serving.settings import read_settings
-from tests.serving.conftest import encoded, error_of, metric, picture, post, running, wait
+from tests.serving.conftest import command, encoded, error_of, metric, picture, post, running, wait
 from yolact.errors import SettingsError, WeightsError
 from yolact.inference.detections import Detections
 from yolact.settings import DetectConfig
@@ -293,16 +289,8 @@ def test_arguments_outrank_variables_and_tokens_are_never_shown(
 
 
 @pytest.mark.slow
-def test_the_command_serves_and_ends_with_0_on_sigterm(model_dir: Path, repository: Path, png: bytes) -> None:
-    command = [sys.executable, "-m", "yolact_cli.main", "serve", str(model_dir), "--port", "0", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    url = process.stdout.readline().split(" at ")[1].split(";")[0]
-    end = time.monotonic() + 60
-    while requests.get(f"{url}/readyz", timeout=10).status_code != 200:
-        assert time.monotonic() < end
-        time.sleep(0.1)
-    assert post(f"{url}/predict", png).status_code == 200
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+def test_the_command_serves_and_ends_with_0_on_sigterm(model_dir: Path, png: bytes) -> None:
+    with command(model_dir) as (process, url):
+        assert post(f"{url}/predict", png).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0

@@ -13,6 +13,7 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from tests.interop.packages import needed
 from tests.small_networks import tiny_config
 from tests.yolact.networks import assert_outputs_close, images, trained_like
 from yolact.backbone_registry import backbones, find_backbone
@@ -287,9 +288,10 @@ def test_without_timm_its_networks_say_what_to_install() -> None:
         Yolact(tiny_config(**settings("timm/resnet26d")), 2)
 
 
+@pytest.mark.interop
 @pytest.mark.parametrize("name", ["resnet26d", "mobilenetv4_conv_small", "convnext_atto"])
 def test_a_network_of_timm_loads_timms_file_and_freezes(name: str, tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+    timm = needed("timm")
     torch.manual_seed(0)
     theirs = timm.create_model(name).eval()
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
@@ -308,11 +310,12 @@ def test_a_network_of_timm_loads_timms_file_and_freezes(name: str, tmp_path: Pat
     assert 0 < numbers[0] < numbers[1] < numbers[2] < numbers[3] == len(list(model.backbone.parameters()))
 
 
+@pytest.mark.interop
 @pytest.mark.parametrize(
     ("name", "problem"),
     [("no_such_network", "timm has no network no_such_network"), ("vit_tiny_patch16_224", r"have strides \[16\]")],
 )
 def test_a_network_of_timm_that_is_no_pyramid_is_named(name: str, problem: str) -> None:
-    pytest.importorskip("timm")
+    needed("timm")
     with pytest.raises(SettingsError, match=f"model.backbone: .*{problem}"):
         Yolact(tiny_config(**settings(f"timm/{name}")), 2)
