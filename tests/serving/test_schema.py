@@ -50,7 +50,7 @@ def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_answers_are_those_of_the_schema(address: str, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(SETTINGS)
     program = Path(sys.executable).with_name("schemathesis")
-    options = ["--max-examples", str(EXAMPLES), "--generation-deterministic", "--no-color"]
+    options = ["--max-examples", str(EXAMPLES), "--generation-deterministic", "--request-timeout", "60", "--no-color"]
     login = ["--header", f"Authorization: Bearer {TOKEN}"]
     arguments = [program, "run", f"{address}/openapi.json", *options, *login]
     done = subprocess.run(arguments, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False)
