@@ -55,7 +55,7 @@ def print_report(report: AnchorReport, console: Console) -> None:
     console.print(table)
     if _gains(present.all, suggested.all):
         console.print("With train.fit_anchors: true, training takes the suggested anchors. To set them yourself, in")
-        console.print("params.yaml, under model (with square_anchors: false):")
+        console.print("params.yaml, under model (with square_anchors: false, and train.fit_anchors: false):")
         console.print(as_yaml(suggested.scales, suggested.ratios), soft_wrap=True)
         for name, before in present.by_size.items():
             after = suggested.by_size[name]

@@ -150,7 +150,7 @@ def _run(
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = (_load_split(paths.annotations[split], params.runtime) for split in ("train", "val"))
-    # Before the trainer does so: fingerprint and MLflow get the numbers, so a run resumes only with as many images.
+    # Before the trainer does so: fingerprint and MLflow get what was chosen, so a run resumes only with these images.
     params = world.broadcast(resolve(params, train, log_it=world.is_main))
     if world.is_main:
         _warn_of_data(train, val, params, paths)

@@ -854,15 +854,7 @@ def test_fitted_anchors_are_those_of_the_model_of_its_run_and_of_its_checkpoint(
     fitted = automatic.resolve(params, data).model
     assert fitted.anchor_scales != params.model.anchor_scales
     for _ in range(2):
-        training.run(
-            params,
-            train_data_dir=Path("data/processed/train"),
-            eval_data_dir=Path("data/processed/eval"),
-            model_dir=Path("models"),
-            metrics_path=Path("metrics/train.json"),
-            plots_dir=Path("plots/train"),
-            checkpoints_dir=Path("checkpoints"),
-        )
+        train(params, checkpoints=Path("checkpoints"))
     assert "this run has already finished" in caplog.text
     assert read_saved(Path("models")).config == fitted
     (run,) = runs(workplace)

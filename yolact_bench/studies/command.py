@@ -23,6 +23,9 @@ def run_study(main: Callable[..., Any] | typer.Typer) -> None:
     else:
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(main)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with clear_errors():
-        app()
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with clear_errors():
+            app()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,11 +9,11 @@ index, and opens both, each in a new process: CPU time, and memory that no other
 forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``start`` opens
 the train split of an output of preprocess, and one whose index repeats its rows to that many, each in a new process,
 and loads batches: seconds until the first one, and the same memory after the last, of the process and of the largest
-loader process. ``speed`` loads
-batches of the same data set in turn from loose files, from shards, and from S3 with an empty cache (the first epoch of
-a training) and with a full one (the later epochs); the folders are outputs of preprocess. S3 is a bucket, with the keys
-of the environment, or rclone's server on this machine behind a network with latency. As if they were on another
-machine, that server and network get the last core for themselves, and all loaders share the others.
+loader process. ``speed`` loads batches of the same data set in turn from loose files, from shards, and from S3 with an
+empty cache (the first epoch of a training) and with a full one (the later epochs); the folders are outputs of
+preprocess. S3 is a bucket, with the keys of the environment, or rclone's server on this machine behind a network with
+latency. As if they were on another machine, that server and network get the last core for themselves, and all loaders
+share the others.
 """
 
 from __future__ import annotations
