@@ -22,14 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+import psutil
+
 from yolact.engine.interrupts import InterruptedRunError
 from yolact.errors import EX_SOFTWARE, EX_TEMPFAIL, YolactError
 from yolact.limits import memory_limit, oom_kills
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the child, and at least between two signs of life."""
-STACKS_PATIENCE = 2.0
-"""Seconds for a hanging process to write where it is."""
+STACKS_PAUSE = 0.3
+"""Seconds for a hanging process to write where it is, before the next one does: together they would mix their lines."""
 STOP_PATIENCE = 60.0
 """Seconds for a hanging process to stop by itself: if it is only slow, it writes a checkpoint."""
 END_PATIENCE = 10.0
@@ -193,11 +195,12 @@ class _Child:
 
     def _stop_hanging(self, process: subprocess.Popen[bytes]) -> None:
         log.error("no sign of life for %g s; the stacks of all threads:", self._hang_timeout)
-        groups = self._training or [process.pid]
-        for group in groups:
-            _signal(os.killpg, group, signal.SIGQUIT)
-        time.sleep(STACKS_PATIENCE)
-        for leader in groups:
+        leaders = self._training or [process.pid]
+        for leader in leaders:
+            for member in _group(leader):
+                _signal(os.kill, member, signal.SIGQUIT)
+                time.sleep(STACKS_PAUSE)
+        for leader in leaders:
             _signal(os.kill, leader, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_PATIENCE)
@@ -234,6 +237,18 @@ def _signal(send: Callable[[int, int], None], process: int, number: signal.Signa
     """Send a signal to a process (`os.kill`) or to the group that it leads (`os.killpg`), if it is still there."""
     with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError if only zombies are left
         send(process, number)
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a process group, its leader first."""
+
+    def group_of(process: int) -> int | None:
+        with suppress(ProcessLookupError, PermissionError):
+            return os.getpgid(process)
+        return None
+
+    members = [process for process in psutil.pids() if group_of(process) == leader]
+    return sorted(members, key=lambda process: process != leader)
 
 
 def _is_closed(link: socket.socket, seconds: float) -> bool:

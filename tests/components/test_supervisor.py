@@ -158,7 +158,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         return time.monotonic() + 1000 * len(list(Path().glob("later_*")))
 
     monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
-    monkeypatch.setattr(supervisor, "STACKS_PATIENCE", 0.5)
     monkeypatch.setattr(supervisor, "STOP_PATIENCE", 0.5)
     monkeypatch.setattr(supervisor, "LOOK_EVERY", 0.1)
 
