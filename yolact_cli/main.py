@@ -352,7 +352,11 @@ def export(
         typer.Option(metavar="DIR", help="Folder of images to check and calibrate with instead.", show_default=False),
     ] = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Also measure AP of the file and of the model on the data.")
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Also measure AP of the file and of the model on the data, with the default detection settings.",
+        ),
     ] = False,
 ) -> None:
     """Export a model for onnxruntime, OpenVINO or TensorRT, and check the file with images."""

@@ -296,7 +296,8 @@ function makeRow(side, found, index) {
 }
 
 const objectAt = (side, { clientX, clientY }) => side.view.at(clientX, clientY, side.shown);
-const lit = (side) => side.pointed ?? side.tapped;
+/** The number of the object to stress: one that is shown, under the pointer or focus, or else tapped. Null: none. */
+const lit = (side) => [side.pointed, side.tapped].find((index) => chosen(side).includes(index)) ?? null;
 
 function point(side, index) {
   if (side.pointed === index) return;
@@ -314,7 +315,7 @@ document.addEventListener("pointerup", (event) => {
   }
 });
 
-/** Stress the object under the pointer or focus, or else the one that was tapped. */
+/** Stress an object's row and picture. */
 function light(side) {
   side.rows.forEach((row, i) => row.element.classList.toggle("lit", i === lit(side)));
   draw(side);

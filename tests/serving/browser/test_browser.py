@@ -121,7 +121,10 @@ def test_an_object_is_hidden_and_lit_by_pointer_and_focus(page: Any) -> None:
     show(page, labels=False)
     every = pixels(page)
     box = rows(page).first.locator("input")
-    box.uncheck()
+    box.hover()
+    assert page.locator(".found li.lit").count() == 1
+    box.uncheck()  # the pointer and the focus stay
+    assert page.locator(".found li.lit").count() == 0
     assert (pixels(page) != every).any()
     box.check()
     page.mouse.move(0, 0)
