@@ -273,7 +273,8 @@ images of the test, one of the four outputs of each differed by at least 0.6."""
 def self_test(model: ServedModel) -> None:
     """Run a model on generated images, which also warms it up: one alone, then the same one in a batch.
 
-    The batch is full, or, where the network runs it in parts, one image larger than a part.
+    The batch is full, or, where the network runs it in parts, one image larger than a part. A network that runs images
+    one by one has no batch, and is not made to wait for it: with ResNet-50 an image takes half a second.
 
     Raises:
         SelfTestError: it fails, or its outputs cannot be right.
@@ -281,10 +282,11 @@ def self_test(model: ServedModel) -> None:
     predictor = model.predictor
     side = predictor.model_config.image_size
     image, other = _test_image(side, side), 255 - _test_image(side, side + 32).flip(1)
-    count = min(predictor.batch_size, predictor.images_at_once + 1)
+    at_once = predictor.images_at_once
+    count = min(predictor.batch_size, at_once + 1)
     try:
         [alone] = _run(model, [image])
-        if count > 1:
+        if at_once > 1:
             _compare(_run(model, [other] * (count - 1) + [image])[-1], alone)
     except YolactError:
         raise
