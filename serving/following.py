@@ -62,6 +62,7 @@ class Following:
         self._metrics = metrics
         self._give_up = give_up
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        self._ended = False
 
     async def run(self) -> None:
         """Look and load until cancelled; of a source that offers one model only, until it is loaded."""
@@ -86,6 +87,7 @@ class Following:
                     return
                 await asyncio.sleep(self._pause())
         finally:
+            self._ended = True
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def status(self) -> dict[str, Any]:
@@ -118,7 +120,7 @@ class Following:
             offer = self._source.offered()
         except Exception as error:
             text = _text(error)
-            if text != self.source_error:
+            if text != self.source_error and not self._ended:
                 log.warning("which model to serve is not known: %s", text, exc_info=_is_bug(error))
             self.source_error = text
             raise _user_error(error) from error
@@ -134,6 +136,8 @@ class Following:
             self_test(model)
             _ = model.description  # imports what it needs now, not in the first request for it
         except Exception as error:
+            if self._ended:  # threads that download are refused once the process ends: no fault of the model
+                raise _user_error(error) from error
             count = 1 if before is None else before.count + 1
             wait = min(FIRST_RETRY * 2 ** (count - 1), LAST_RETRY)
             self.failure = Failure(offer, _text(error), count, monotonic() + wait)

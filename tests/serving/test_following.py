@@ -315,3 +315,31 @@ def test_another_version_is_tried_at_the_next_look_and_begins_with_the_shortest_
     assert source.tried[1] == [0]
     assert following.model is not None
     assert (following.model.offer.version, following.failure) == ("1", None)  # as it is the served one
+
+
+def test_a_download_that_the_end_of_the_server_breaks_is_no_failure_of_the_model(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    class Downloading(FolderSource):
+        def load(self, offer: Offer) -> ServedModel:
+            begun.set()
+            ended.wait(60)
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    following = Following(Downloading(read_settings(model=str(model_dir), device="cpu"), model_dir), 1, Metrics())
+
+    async def stop_while_it_loads() -> None:
+        task = asyncio.create_task(following.run())
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, stop_while_it_loads()).result()
+    following._thread.shutdown(wait=True)
+    assert following.failure is None
+    assert caplog.text == ""

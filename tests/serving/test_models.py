@@ -32,7 +32,9 @@ def load(model_dir: Path, monkeypatch: pytest.MonkeyPatch, images_at_once: int =
     return Predictor.load(model_dir, device="cpu", batch_size=8)
 
 
-@pytest.mark.parametrize(("images_at_once", "parts"), [(1, [1]), (2, [1, 2, 1]), (3, [1, 3, 1]), (8, [1, 8]), (1000, [1, 8])])
+@pytest.mark.parametrize(
+    ("images_at_once", "parts"), [(1, [1]), (2, [1, 2, 1]), (3, [1, 3, 1]), (8, [1, 8]), (1000, [1, 8])]
+)
 def test_an_image_runs_alone_and_in_a_batch_that_is_full_or_has_two_parts(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, images_at_once: int, parts: list[int]
 ) -> None:
