@@ -121,7 +121,8 @@ class Following:
         except Exception as error:
             text = _text(error)
             if text != self.source_error and not self._ended:
-                log.warning("which model to serve is not known: %s", text, exc_info=_is_bug(error))
+                again = "; the server looks again" if self._source.follows else ""
+                log.warning("which model to serve is not known%s: %s", again, text, exc_info=_is_bug(error))
             self.source_error = text
             raise _user_error(error) from error
         self.source_error = None

@@ -202,7 +202,7 @@ def _wanted(model: RegisteredModel, request: Request) -> int:
     if number is None:
         raise RegistryError(
             f"no version of {model.name} has the alias {CANDIDATE}: none reached register.min_mask_ap50. Name one with "
-            "--version N, or lower the floor in params.yaml and run: dvc repro register"
+            "--version N (yolact runs lists them), or lower the floor in params.yaml and run: dvc repro register"
         )
     return number
 

@@ -158,18 +158,22 @@ def _set_alias(model: RegisteredModel, candidate: Candidate, version: int) -> No
 
 def _log_gate(candidate: Candidate, version: int) -> None:
     floor, value = candidate.params.register_.min_mask_ap50, candidate.metrics.mask_ap50
-    if value is None:
-        log.warning("version %s gets no alias: its mask AP50 could not be measured (no objects in val)", version)
-    elif candidate.reaches_floor:
+    if candidate.reaches_floor:
         log.info("version %s is the %s: mask AP50 %.4f, floor %.4f", version, CANDIDATE, value, floor)
+        return
+    if value is None:
+        reason = "its mask AP50 could not be measured (no objects in val)"
     else:
-        log.warning(
-            "version %s gets no alias: mask AP50 %.4f is %.4f below register.min_mask_ap50 %.4f",
-            version,
-            value,
-            floor - value,
-            floor,
-        )
+        reason = f"mask AP50 {value:.4f} is {floor - value:.4f} below register.min_mask_ap50 {floor:.4f}"
+    log.warning(
+        "version %s gets no alias: %s. It can be served all the same (yolact serve models:/%s/%s) and promoted by its "
+        "number (yolact promote --version %s)",
+        version,
+        reason,
+        candidate.name,
+        version,
+        version,
+    )
 
 
 def _report(candidate: Candidate, version: int, run_id: str) -> dict[str, Any]:

@@ -397,7 +397,8 @@ def test_below_the_floor_the_version_gets_no_alias_and_the_shortfall_is_logged(
     assert report["alias"] is None
     assert set(versions()) == {1}
     assert candidate() is None
-    assert "0.3100 is 0.1900 below register.min_mask_ap50 0.5000" in caplog.text
+    assert "0.3100 is 0.1900 below register.min_mask_ap50 0.5000. " in caplog.text
+    assert "(yolact serve models:/yolact/1) and promoted by its number (yolact promote --version 1)" in caplog.text
 
 
 def test_exactly_at_the_floor_is_enough(params: Params) -> None:

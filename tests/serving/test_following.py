@@ -178,6 +178,7 @@ def test_without_a_champion_the_server_waits_for_one_and_says_so(registry: Regis
         wait(lambda: ready(server)["source_error"])
         assert ready(server)["status"] == 503
         assert "nothing was promoted yet" in ready(server)["source_error"]
+        assert "by its number, as models:/" in ready(server)["source_error"]
         answer = post(f"{server.address}/predict", png)
         assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
         registry.promote(number)

@@ -162,7 +162,10 @@ def resolve(client: MlflowClient, spec: str) -> ModelVersion:
         return model.version(int(match["version"]))
     number = model.alias(match["alias"])
     if number is None:
-        raise RegistryError(f"no version of {model.name} has the alias {match['alias']!r}{_hint(match['alias'])}")
+        raise RegistryError(
+            f"no version of {model.name} has the alias {match['alias']!r}{_hint(match['alias'])}. Or name a version by "
+            f"its number, as models:/{model.name}/1"
+        )
     return model.version(number)
 
 
