@@ -172,13 +172,16 @@ def test_the_served_version_goes_on_while_the_registry_is_away(registry: Registr
         assert ready(server)["source_error"] is None
 
 
-def test_without_a_champion_the_server_waits_for_one_and_says_so(registry: Registry, png: bytes) -> None:
+def test_without_a_champion_the_server_waits_for_one_and_says_so(
+    registry: Registry, png: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     number = registry.add()
     with running(**CHAMPION) as server:
         wait(lambda: ready(server)["source_error"])
         assert ready(server)["status"] == 503
         assert "nothing was promoted yet" in ready(server)["source_error"]
         assert "by its number, as models:/" in ready(server)["source_error"]
+        assert "which model to serve is not known; the server looks again: no version of" in caplog.text
         answer = post(f"{server.address}/predict", png)
         assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
         registry.promote(number)
