@@ -78,6 +78,8 @@ class Exported:
     is not installed."""
     checked_images: int
     """Images that it was checked with; 0 for noise."""
+    default_errors: dict[str, float] | None = None
+    """Errors in the precision that OpenVINO chooses on this machine for a file in fp16, where that is not float32."""
 
 
 class ExportedNetwork(nn.Module):
