@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serving.settings import ServerSettings
 from yolact.errors import DataError, WeightsError, YolactError
+from yolact.inference.exported_predictor import ExportedPredictor
 from yolact.inference.open_exported import RUNTIMES
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
@@ -85,7 +86,6 @@ class ServedModel:
     @cached_property
     def description(self) -> dict[str, Any]:
         """The answer of ``GET /model``."""
-        from yolact.inference.exported_predictor import ExportedPredictor
         from yolact_ops.registry.lineage_report import LineageReport
 
         predictor = self.predictor
@@ -273,25 +273,33 @@ images of the test, one of the four outputs of each differed by at least 0.6."""
 def self_test(model: ServedModel) -> None:
     """Run a model on generated images, which also warms it up: one alone, then the same one in a batch.
 
-    The batch is full, or, where the network runs it in parts, one image larger than a part. A network that runs images
-    one by one has no batch, and is not made to wait for it: with ResNet-50 an image takes half a second.
-
     Raises:
         SelfTestError: it fails, or its outputs cannot be right.
     """
     predictor = model.predictor
     side = predictor.model_config.image_size
     image, other = _test_image(side, side), 255 - _test_image(side, side + 32).flip(1)
-    at_once = predictor.images_at_once
-    count = min(predictor.batch_size, at_once + 1)
+    count = _tested_batch(predictor)
     try:
         [alone] = _run(model, [image])
-        if at_once > 1:
+        if count > 1:
             _compare(_run(model, [other] * (count - 1) + [image])[-1], alone)
     except YolactError:
         raise
     except Exception as error:
         raise SelfTestError(f"the self-test failed: {type(error).__name__}: {error}") from error
+
+
+def _tested_batch(predictor: ImagePredictor) -> int:
+    """Images of the self-test's batch; 1 for none. A server waits for them, and with ResNet-50 one takes half a second.
+
+    A network in PyTorch runs a full batch, or, where it runs it in parts, one image more than a part; if it runs images
+    one by one, there is no batch. A file runs two images if it takes any number, else as many as it always runs.
+    """
+    if isinstance(predictor, ExportedPredictor):
+        return predictor.fixed_batch or min(predictor.batch_size, 2)
+    at_once = predictor.images_at_once
+    return min(predictor.batch_size, at_once + 1) if at_once > 1 else 1
 
 
 def _run(model: ServedModel, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:

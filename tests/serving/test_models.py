@@ -102,6 +102,23 @@ def test_what_is_not_finite_is_noticed(
         self_test(served(predictor))
 
 
+@pytest.mark.parametrize(("batch", "batches"), [(None, [1, 2]), (3, [3, 3])], ids=["any", "fixed"])
+def test_an_exported_file_runs_a_small_batch(
+    tmp_path: Path, network: Yolact, monkeypatch: pytest.MonkeyPatch, batch: int | None, batches: list[int]
+) -> None:
+    export_onnx(network, CLASSES, tmp_path / "model.onnx", batch=batch)
+    predictor = OnnxPredictor(tmp_path / "model.onnx", batch_size=8)
+    run, sizes = predictor._run, []
+
+    def run_batch(inputs: Any) -> Any:
+        sizes.append(len(inputs))
+        return run(inputs)
+
+    monkeypatch.setattr(predictor, "_run", run_batch)
+    self_test(served(predictor))
+    assert sizes == batches
+
+
 @pytest.mark.slow
 def test_an_exported_network_is_tested_likewise(
     tmp_path: Path, network: Yolact, monkeypatch: pytest.MonkeyPatch

@@ -47,7 +47,8 @@ class ExportedPredictor(ImagePredictor):
         **changes: Unpack[DetectChanges],
     ) -> None:
         self._path = path
-        metadata, self._fixed_batch = self._open()
+        metadata, self.fixed_batch = self._open()
+        """Images in each forward pass of a file that was exported for a fixed batch size; None for any."""
         self._process = os.getpid()
         self.model_config = metadata.model
         super().__init__(
@@ -55,7 +56,7 @@ class ExportedPredictor(ImagePredictor):
             metadata.category_ids,
             config.replace(**changes),
             mask_resolution,
-            self._fixed_batch or batch_size,
+            self.fixed_batch or batch_size,
         )
 
     @abstractmethod
@@ -81,7 +82,7 @@ class ExportedPredictor(ImagePredictor):
         A file with a fixed batch size gets as many; the rest is zero.
         """
         size = self.model_config.image_size
-        batch = torch.zeros(self._fixed_batch or len(images), 3, size, size)
+        batch = torch.zeros(self.fixed_batch or len(images), 3, size, size)
         for row, image in zip(batch, images, strict=False):
             row.copy_(network_input(image, self.model_config))
         return batch.numpy()
