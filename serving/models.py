@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from yolact.inference.predictor import ImagePredictor
     from yolact.structures import RawOutputs
     from yolact_ops.registry.versions import RegisteredModel
+
+log = logging.getLogger(__name__)
 
 DEFAULT_NAME = "yolact"
 """Name of a model that is not from the registry."""
@@ -171,7 +174,7 @@ class FolderSource(Source):
         from yolact_ops.registry.packaged_model import read_detection
 
         config = read_detection(self.folder.parent) if self.packaged else DEFAULT_DETECTION
-        return ServedModel(offer, self._predictor(self.folder, config))
+        return ServedModel(offer, self._predictor(self.folder, config), _training_run(self.folder))
 
 
 class ExportedSource(Source):
@@ -256,6 +259,24 @@ def open_source(settings: ServerSettings, text: str) -> Source:
         return RegistrySource(settings, text)
     path = Path(text)
     return (ExportedSource if path.suffix in RUNTIMES else FolderSource)(settings, path)
+
+
+def _training_run(folder: Path) -> dict[str, str]:
+    """The run that the train step wrote beside the weights, as tags; empty without it.
+
+    Nothing there says which weights an evaluation's metrics are of; a registered version has its own.
+    """
+    from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
+
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = RunRecord.read(path)
+    except DataError as error:
+        log.warning("the model's run is unknown: %s", error)
+        return {}
+    return {"run_id": record.run_id, "experiment": record.experiment}
 
 
 def _digest(path: Path) -> str:

@@ -186,7 +186,9 @@ class ModelDescription(BaseModel):
     device: str
     loaded: str = Field(description="ISO 8601, UTC.")
     metrics: dict[str, float] = Field(description="AP on the images that it was evaluated on, from the registry.")
-    lineage: dict[str, dict[str, str]] = Field(description="Code, data, settings and run, from the registry.")
+    lineage: dict[str, dict[str, str]] = Field(
+        description="Code, data, settings and run, from the registry; of a folder, the training's run."
+    )
 
 
 class FeedbackDetection(BaseModel):

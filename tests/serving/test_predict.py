@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from yolact.inference.detections import Detections
 from yolact.inference.export import export_onnx
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
+from yolact_ops.tracking.run_record import RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,26 @@ def test_the_model_is_described(url: str, server: Any) -> None:
     assert (tree["name"], tree["classes"], tree["image_size"]) == ("yolact", CLASSES, 64)
     assert len(tree["version"]) == 12
     assert tree["detection"]["score_threshold"] == 0.05
+
+
+def test_a_folder_is_described_with_the_run_that_trained_it_and_no_metrics(
+    model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(model_dir, project / "models")
+    (project / "metrics").mkdir()
+    (project / "metrics" / "eval.json").write_text('{"mask": {"AP": 0.9}}')  # of whatever weights
+    record = RunRecord("0123abcd", "1", "yolact", "http://secret-host:5000")
+    record.write(project / "models" / "run.json")
+    with running(model=str(project / "models")) as server:
+        answer = requests.get(f"{server.address}/model", timeout=10)
+    assert answer.json()["lineage"] == {"run": {"run_id": "0123abcd", "experiment": "yolact"}}
+    assert answer.json()["metrics"] == {}
+    assert "secret-host" not in answer.text
+    (project / "models" / "run.json").write_text("{}")
+    with running(model=str(project / "models")) as server:
+        assert requests.get(f"{server.address}/model", timeout=10).json()["lineage"] == {}
+    assert "run.json: not the record of a run" in caplog.text
 
 
 @pytest.mark.slow

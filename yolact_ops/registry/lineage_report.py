@@ -28,6 +28,7 @@ GROUPS = {
     "settings": ("params_hash", "detect_hash", "params_changes"),
     "run": (
         "run_id",
+        "experiment",
         TRAIN_RUN_TAG,
         "pipeline_run_id",
         "kubeflow_run_id",
