@@ -48,24 +48,30 @@ def parsed_size(body: bytes) -> int:
     return BYTES_PER_CHARACTER * len(body) + BYTES_PER_VALUE * body.count(b",")
 
 
-async def read_body(request: Request, settings: ServerSettings, share: Share) -> bytes:
+async def read_body(request: Request, settings: ServerSettings, share: Share, limit: int | None = None) -> bytes:
     """The whole body.
+
+    Args:
+        request: whose body it is.
+        settings: the limits.
+        share: the request's memory.
+        limit: of this body, bytes; None for ``settings.max_body_bytes``.
 
     Raises:
         ApiError: it is too large (refused as soon as that is known), too slow, or the client went away.
         OverloadedError: there is no memory for it.
     """
-    limit = settings.max_body_bytes
+    limit = limit or settings.max_body_bytes
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > limit:
-        raise _too_large(settings)
+        raise _too_large(limit)
     chunks, size = [], 0
     try:
         async with asyncio.timeout(settings.body_timeout):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    raise _too_large(settings)
+                    raise _too_large(limit)
                 share.add(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
@@ -75,10 +81,10 @@ async def read_body(request: Request, settings: ServerSettings, share: Share) ->
     return b"".join(chunks)
 
 
-def _too_large(settings: ServerSettings) -> ApiError:
+def _too_large(limit: int) -> ApiError:
     return ApiError(
         413,
-        f"the body is larger than {settings.max_body_mb:g} MB; send fewer or smaller images",
+        f"the body is larger than {limit / 1e6:g} MB; send fewer or smaller images",
         {"Connection": "close"},
     )
 

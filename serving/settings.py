@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -17,6 +18,10 @@ BYTES_PER_CHARACTER = 4
 """Memory of a character of parsed text, at most: if the text has one beyond the first plane of Unicode."""
 BYTES_PER_VALUE = 48
 """Memory of a parsed number and of the lists that refer to it, at most; in JSON it takes two bytes or more."""
+
+REPORT_EXTRA = 8_000_000
+"""Bytes of a report of feedback beyond the image. A hundred convex objects as wide as the largest masks, 8192 columns,
+have run lengths of 3 MB: two numbers for each column, each of two characters."""
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -54,7 +59,7 @@ class ServerSettings(BaseSettings):
     max_images: int = Field(default=32, ge=1)
     """Images in a request."""
     max_body_mb: float = Field(default=32, gt=0)
-    """Largest body of a request, MB."""
+    """Largest body of a request, MB. A report of feedback may be larger, see `max_report_bytes`."""
     max_megapixels: float = Field(default=50, gt=0)
     """Largest image, by its header, before it is decoded."""
     max_requests: int = Field(default=512, ge=1)
@@ -89,8 +94,9 @@ class ServerSettings(BaseSettings):
             raise ValueError("token and token_file: set one of them")
         if self.decoded_bytes > self.memory_bytes:
             raise ValueError(
-                f"memory_mb ({self.memory_mb}) must hold the largest request: {1 + BYTES_PER_CHARACTER} times "
-                f"max_body_mb ({self.max_body_mb:g}) and 3 times max_megapixels ({self.max_megapixels:g})"
+                f"memory_mb ({self.memory_mb}) must hold the largest request, {self.decoded_bytes / 1e6:.0f} MB: "
+                f"{1 + BYTES_PER_CHARACTER} times max_body_mb ({self.max_body_mb:g}; of a report of feedback 4/3 of it "
+                f"and {REPORT_EXTRA / 1e6:g}) and 3 times max_megapixels ({self.max_megapixels:g})"
             )
         return self
 
@@ -105,6 +111,11 @@ class ServerSettings(BaseSettings):
         return int(self.max_body_mb * 1e6)
 
     @property
+    def max_report_bytes(self) -> int:
+        """Largest body of a report of feedback: an image of `max_body_bytes` in base64, and what was found in it."""
+        return 4 * math.ceil(self.max_body_bytes / 3) + REPORT_EXTRA
+
+    @property
     def max_pixels(self) -> int:
         """`max_megapixels` in pixels."""
         return int(self.max_megapixels * 1e6)
@@ -112,7 +123,8 @@ class ServerSettings(BaseSettings):
     @property
     def decoded_bytes(self) -> int:
         """Bytes of the largest body, parsed, with the largest image, decoded."""
-        return (1 + BYTES_PER_CHARACTER) * self.max_body_bytes + 3 * self.max_pixels
+        body = self.max_body_bytes if self.feedback is None else self.max_report_bytes
+        return (1 + BYTES_PER_CHARACTER) * body + 3 * self.max_pixels
 
     def read_token(self) -> bytes | None:
         """The token that requests must bear; None if they need none.

@@ -67,7 +67,7 @@ async def feedback(request: Request) -> dict[str, Any]:
         raise ApiError(415, "send application/json")
     store = service.feedback
     with service.share() as share:
-        body = await read_body(request, service.settings, share)
+        body = await read_body(request, service.settings, share, service.settings.max_report_bytes)
         share.add(parsed_size(body))
         async with deadline(service):
             name = await service.in_thread("parsing", lambda: _store(service, store, body, share))

@@ -22,6 +22,7 @@ from serving.server import Server
 from serving.settings import read_settings
 from tests.interop.packages import needed
 from tests.serving.conftest import CATEGORY_IDS, SIZE, encoded, error_of, picture, post, running
+from tests.serving.test_bad_input import RawClient
 from yolact.formats.registry import read_dataset
 from yolact_ops.settings.params import DataParams, Params
 
@@ -110,6 +111,20 @@ def test_large_images_are_stored_at_the_resolution_of_their_masks_upright_and_wi
     for each, seen in zip(tree["rejected"], report["detections"], strict=True):
         assert each["segmentation"]["size"] == [MASK_SIDE, 67]
         assert each["bbox"][0] == pytest.approx(seen["box"][0] * 67 / 200, abs=0.011)
+
+
+def test_the_largest_image_that_is_predicted_can_be_reported(model_dir: Path, tmp_path: Path) -> None:
+    limits = {"max_body_mb": 1, "body_timeout": 5}
+    with running(model=str(model_dir), feedback=tmp_path, feedback_days=7, **limits) as server:
+        image = encoded(picture())
+        image += bytes(1_000_000 - len(image))  # decoders stop at the image's end
+        stored(send(server.address, report_of(server.address, image)), tmp_path)
+        for length, status in ((9_333_337, 413), (9_333_336, 408)):  # base64 of a megabyte, and 8 MB; nothing is sent
+            raw = RawClient(server.address)
+            lines = ("POST /feedback HTTP/1.1", "Host: x", "Content-Type: application/json")
+            raw.send("\r\n".join([*lines, f"Content-Length: {length}"]) + "\r\n\r\n")
+            assert raw.status() == status
+            raw.close()
 
 
 def test_ingest_and_preprocess_read_the_folder_as_coco(
