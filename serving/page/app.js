@@ -426,7 +426,8 @@ $("save-png").addEventListener("click", guarded(async () => {
 
 $("save-coco").addEventListener("click", () => {
   for (const side of sides.values()) {
-    const text = toCoco(chosen(side).map((i) => side.entry.detections[i]));
+    const { width, height, detections } = side.entry;
+    const text = toCoco(chosen(side).map((i) => detections[i]), width, height);
     save(new Blob([text], { type: "application/json" }), `${stem()}${suffix(side.role)}.json`);
   }
 });

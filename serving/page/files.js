@@ -1,21 +1,25 @@
 /** Results as files to download. */
 
+import { enlarged } from "./rle.js";
+
 const round = (value, digits) => Number(value.toFixed(digits));
 
 /**
- * Detections as COCO results, as pycocotools' loadRes reads them.
+ * Detections as COCO results, as pycocotools' loadRes reads them: boxes and masks in pixels of the image.
  *
  * @param {{box: number[], category_id: number, score: number, mask: object}[]} detections
+ * @param {number} width of the image; the server reduces the masks of large ones
+ * @param {number} height
  * @param {number} imageId
  */
-export function toCoco(detections, imageId = 1) {
+export function toCoco(detections, width, height, imageId = 1) {
   const rows = detections.map((found) => ({
     image_id: imageId,
     category_id: found.category_id,
     category_name: found.class,
     bbox: [found.box[0], found.box[1], found.box[2] - found.box[0], found.box[3] - found.box[1]].map((x) => round(x, 2)),
     score: found.score,
-    segmentation: found.mask,
+    segmentation: enlarged(found.mask, width, height),
   }));
   return `${JSON.stringify(rows, null, 1)}\n`;
 }

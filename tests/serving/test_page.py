@@ -139,19 +139,36 @@ def random_masks(rng: np.random.Generator) -> list[np.ndarray]:
     return [*masks, blob, np.ones((1, 1), np.uint8)]
 
 
+def rle_of(mask: np.ndarray) -> dict[str, Any]:
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
 def test_masks_are_decoded_as_pycocotools_does_and_thinned(step: int) -> None:
     masks = random_masks(np.random.default_rng(step))
-    rles = []
-    for mask in masks:
-        rle = coco_mask.encode(np.asfortranarray(mask))
-        rles.append({"size": rle["size"], "counts": rle["counts"].decode()})
+    rles = [rle_of(mask) for mask in masks]
     call = f"given.map((rle) => page.decodeMask(rle, {step})).map((mask) => ({{ ...mask, data: [...mask.data] }}))"
     thinned = [mask[::step, ::step] for mask in masks]
     found = node("rle.js", call, rles)
     for decoded, mask, expected in zip(whole(found, [mask.shape for mask in thinned]), found, thinned, strict=True):
         np.testing.assert_array_equal(decoded, expected)
         assert mask["width"] * mask["height"] == 0 or (np.any(expected[mask["y"]]) and np.any(expected[:, mask["x"]]))
+
+
+@pytest.mark.parametrize("factors", [(1, 1), (2, 3), (1.4, 1.37), (5.5, 1)])
+def test_masks_are_enlarged_to_their_image(factors: tuple[float, float]) -> None:
+    given, expected = [], []
+    for mask in random_masks(np.random.default_rng(4)):
+        height, width = (int(side * factor) for side, factor in zip(mask.shape, factors, strict=True))
+        large = mask
+        for axis, length in enumerate((height, width)):
+            edges = np.floor(np.arange(mask.shape[axis] + 1) * length / mask.shape[axis] + 0.5).astype(int)
+            large = large.repeat(np.diff(edges), axis)
+        assert large.shape == (height, width)
+        given.append([rle_of(mask), width, height])
+        expected.append(rle_of(large))
+    assert node("rle.js", "given.map((each) => page.enlarged(...each))", given) == expected
 
 
 def test_detections_of_two_models_match_by_class_and_overlap() -> None:
@@ -187,10 +204,11 @@ def test_downloads_have_the_forms_of_coco_and_yolo() -> None:
         "category_id": 90,
         "score": 0.5,
         "box": [1, 2, 11.5, 22],
-        "mask": {"size": [1, 1], "counts": "0"},
+        "mask": rle_of(np.eye(10, dtype=np.uint8)),
     }
-    [row] = json.loads(node("files.js", "page.toCoco(given)", [found]))
+    [row] = json.loads(node("files.js", "page.toCoco(given, 20, 30)", [found]))
     assert (row["bbox"], row["category_id"], row["score"]) == ([1, 2, 10.5, 20], 90, 0.5)
+    assert coco_mask.decode(row["segmentation"]).shape == (30, 20)
     parts = [[10, 10, 30, 10, 30, 40, 10, 40], [60, 20, 90, 20, 90, 30, 60, 30]]
     text = node("files.js", "page.toYolo(given, 100, 50)", [found | {"mask": parts}, found | {"mask": []}])
     [line] = text.splitlines()
