@@ -1,22 +1,22 @@
 """The Open Inference Protocol, version 2, for KServe and its clients.
 
-https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. Inputs may also be binary
-(the extension that KServe's client uses by default): the JSON's length is in the header
-``Inference-Header-Content-Length``, and the tensors' bytes follow it. Outputs are JSON.
+https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. Tensors may also be binary
+(KServe's extension "binary tensor data", which its client uses by default): the JSON's length is in the header
+``Inference-Header-Content-Length``, and the tensors' bytes follow it. Outputs are binary where the request says so.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from serving.bodies import Upload, from_base64, parse_json, parsed_size, read_body
 from serving.errors import ApiError, first_problem
@@ -45,6 +45,10 @@ OUTPUTS: list[dict[str, Any]] = [
 compressed run lengths of ``mask_sizes`` (height, width)."""
 
 
+NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4"}
+"""Of binary outputs, by the protocol's names."""
+
+
 class Tensor(BaseModel):
     """An input tensor."""
 
@@ -57,10 +61,22 @@ class Tensor(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
+class OutputParameters(BaseModel):
+    """Parameters of an output that the client asks for."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    binary_data: StrictBool | None = None
+    """Whether it is binary; None for what ``binary_data_output`` of the request says."""
+
+
 class WantedOutput(BaseModel):
     """An output that the client asks for."""
 
+    model_config = ConfigDict(extra="ignore")
+
     name: str
+    parameters: OutputParameters | None = None
 
 
 class InferRequest(BaseModel):
@@ -80,7 +96,9 @@ class OutputTensor(BaseModel):
     name: str
     datatype: str
     shape: list[int]
-    data: list[Any]
+    data: list[Any] | None = None
+    """Missing if it is binary; then ``parameters`` has ``binary_data_size``."""
+    parameters: dict[str, int] | None = None
 
 
 class InferResponse(BaseModel):
@@ -109,7 +127,16 @@ _BODY = {
     }
 }
 
-
+_ANSWER: dict[str, Any] = {
+    "model": InferResponse,
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        LENGTH_HEADER: {
+            "description": "Bytes of the JSON before the binary outputs' own; without it, all is JSON.",
+            "schema": {"type": "integer"},
+        }
+    },
+}
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Error, "description": "There is no such model."}}
 
 
@@ -160,7 +187,7 @@ async def metadata(request: Request, name: str) -> dict[str, Any]:
     "/models/{name}/infer",
     summary="Inference",
     response_class=Response,
-    responses={200: {"model": InferResponse}, **FAILURES, **_UNKNOWN},
+    responses={200: _ANSWER, **FAILURES, **_UNKNOWN},
     openapi_extra=_BODY,
 )
 async def infer(
@@ -173,7 +200,8 @@ async def infer(
 ) -> Response:
     """Detect objects in images: `image` as BYTES (each an encoded image; in JSON as base64) or UINT8 RGB pixels.
 
-    `parameters`: `score_threshold`, `max_detections`, `nms`, `classes`. An image that cannot be used fails the request.
+    `parameters`: `score_threshold`, `max_detections`, `nms`, `classes`, and `binary_data_output` for binary outputs. An
+    image that cannot be used fails the request.
     """
     service = service_of(request)
     _check_name(service, name)
@@ -184,6 +212,7 @@ async def infer(
             share.add(parsed_size(body))
             asked = await service.in_thread("parsing", lambda: _parse(body, length))
             options = _options(asked)
+            wanted = _wanted(asked)
             limit = service.settings.max_images
             uploads = await service.in_thread("parsing", lambda: _uploads(asked, body, length, limit))
             with service.batcher.room_for(len(uploads)):
@@ -191,10 +220,12 @@ async def infer(
                 for number, outcome in enumerate(outcomes):
                     if outcome.error is not None:
                         raise ApiError(422, f"{INPUT}[{number}]: {outcome.error}")
-                content = await service.in_thread(
-                    "encoding", lambda: _encode(service.name, model.offer.version, asked, outcomes)
+                header, tensors = await service.in_thread(
+                    "encoding", lambda: _encode(service.name, model.offer.version, asked.id, wanted, outcomes)
                 )
-    return Response(content, media_type="application/json")
+    if not any(wanted.values()):
+        return Response(header, media_type="application/json")
+    return Response(header + tensors, headers={LENGTH_HEADER: str(len(header))}, media_type="application/octet-stream")
 
 
 def _check_name(service: Service, name: str) -> None:
@@ -220,6 +251,29 @@ def _options(asked: InferRequest) -> DetectionOptions:
         return DetectionOptions.model_validate(given)
     except ValidationError as error:
         raise ApiError(422, f"parameters.{first_problem(error)}") from error
+
+
+def _wanted(asked: InferRequest) -> dict[str, bool]:
+    """Names of the outputs to send, and whether each is binary.
+
+    Raises:
+        ApiError: there is no such output, or a parameter is no truth value.
+    """
+    binary = asked.parameters.get("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise ApiError(400, "parameters.binary_data_output: must be true or false")
+    known = [output["name"] for output in OUTPUTS]
+    if asked.outputs is None:
+        return dict.fromkeys(known, binary)
+    unknown = sorted({output.name for output in asked.outputs} - set(known))
+    if unknown:
+        raise ApiError(400, f"outputs: there is no {', '.join(unknown)[:200]}; there are: {', '.join(known)}")
+    return {output.name: _is_binary(output, binary) for output in asked.outputs}
+
+
+def _is_binary(output: WantedOutput, default: bool) -> bool:
+    own = None if output.parameters is None else output.parameters.binary_data
+    return default if own is None else own
 
 
 def _uploads(asked: InferRequest, body: bytes, length: str | None, limit: int) -> list[Upload]:
@@ -315,7 +369,17 @@ def _pixels(tensor: Tensor, binary: bytes | None) -> np.ndarray:
         raise ApiError(400, f"{INPUT}: the data does not fit the shape {tensor.shape}: {error}") from error
 
 
-def _encode(name: str, version: str | None, asked: InferRequest, outcomes: Sequence[Outcome]) -> bytes:
+def _encode(
+    name: str, version: str | None, request_id: str | None, wanted: Mapping[str, bool], outcomes: Sequence[Outcome]
+) -> tuple[bytes, bytes]:
+    """The answer's JSON, and the bytes of its binary outputs.
+
+    Args:
+        name, version: the model's.
+        request_id: the client's.
+        wanted: see `_wanted`.
+        outcomes: of all images, without errors.
+    """
     data: dict[str, list[Any]] = {output["name"]: [] for output in OUTPUTS}
     for outcome in outcomes:
         found, image = outcome.found, outcome.image
@@ -330,20 +394,33 @@ def _encode(name: str, version: str | None, asked: InferRequest, outcomes: Seque
         data["classes"] += [found.class_names[label] for label in found.labels.tolist()]
         data["mask_sizes"] += [side for rle in rles for side in rle["size"]]
         data["masks"] += [rle["counts"] for rle in rles]
-    wanted = None if asked.outputs is None else {output.name for output in asked.outputs}
-    unknown = sorted((wanted or set()) - data.keys())
-    if unknown:
-        raise ApiError(400, f"outputs: there is no {', '.join(unknown)[:200]}; there are: {', '.join(data)}")
-    outputs = [
-        {
+    outputs, tensors = [], []
+    for output, values in zip(OUTPUTS, data.values(), strict=True):
+        if output["name"] not in wanted:
+            continue
+        entry: dict[str, Any] = {
             "name": output["name"],
             "datatype": output["datatype"],
             "shape": [len(values) // math.prod(output["shape"][1:]), *output["shape"][1:]],
-            "data": values,
         }
-        for output, values in zip(OUTPUTS, data.values(), strict=True)
-        if wanted is None or output["name"] in wanted
-    ]
-    tree = {"model_name": name, "model_version": version, "id": asked.id, "outputs": outputs}
+        if wanted[output["name"]]:
+            tensors.append(_to_bytes(output["datatype"], values))
+            entry["parameters"] = {"binary_data_size": len(tensors[-1])}
+        else:
+            entry["data"] = values
+        outputs.append(entry)
+    tree = {"model_name": name, "model_version": version, "id": request_id, "outputs": outputs}
     known = {key: value for key, value in tree.items() if value is not None}
-    return json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+    return _to_utf8(json.dumps(known, ensure_ascii=False, separators=(",", ":"))), b"".join(tensors)
+
+
+def _to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
+    """A tensor's values, little-endian; the elements of BYTES as in `_split`."""
+    if datatype == "BYTES":
+        texts = [_to_utf8(value) for value in values]
+        return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return np.array(values, NUMPY_TYPES[datatype]).tobytes()
+
+
+def _to_utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")

@@ -85,6 +85,12 @@ def test_the_client_gets_the_predictors_detections(
     assert_same(outputs(answer), Predictor.load(model_dir, device="cpu").predict(images))
 
 
+def test_the_client_gets_binary_outputs(address: str, model_dir: Path) -> None:
+    answer = run(infer(address, request_of(PIXELS, "UINT8", True, parameters={"binary_data_output": True})))
+    assert [output.parameters for output in answer.outputs] == [{}] * 8  # it takes the size out; JSON has no parameters
+    assert_same(outputs(answer), Predictor.load(model_dir, device="cpu").predict(IMAGES[:1]))
+
+
 def test_the_client_chooses_parameters_and_outputs(address: str) -> None:
     wanted = [kserve.protocol.infer_type.RequestedOutput("scores", {"binary_data": True})]
     request = request_of(PIXELS, "UINT8", True, parameters={"max_detections": 2}, request_outputs=wanted)

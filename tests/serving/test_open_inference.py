@@ -44,9 +44,9 @@ def infer_binary(url: str, tensor: dict[str, Any], data: bytes) -> requests.Resp
     return requests.post(f"{url}/v2/models/yolact/infer", data=header + data, headers=headers, timeout=30)
 
 
-def outputs(answer: requests.Response) -> dict[str, np.ndarray]:
+def outputs(answer: requests.Response, tree: Any = None) -> dict[str, np.ndarray]:
     assert answer.status_code == 200, answer.text
-    tree = answer.json()
+    tree = answer.json() if tree is None else tree
     assert tree["model_name"] == "yolact"
     kinds = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BYTES": object}
     return {
@@ -128,6 +128,53 @@ def test_parameters_and_outputs_can_be_chosen(url: str, png: bytes) -> None:
     assert found["scores"].shape == (1,)
 
 
+def with_binary(answer: requests.Response) -> tuple[dict[str, np.ndarray], set[str]]:
+    """The outputs of an answer, and the names of the binary ones."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    tree, rest = json.loads(answer.content[:length]), answer.content[length:]
+    binary = set()
+    for each in tree["outputs"]:
+        if "data" in each:
+            assert "parameters" not in each
+            continue
+        size = each["parameters"]["binary_data_size"]
+        part, rest = rest[:size], rest[size:]
+        assert len(part) == size
+        binary.add(each["name"])
+        if each["datatype"] == "BYTES":
+            each["data"] = []
+            while part:
+                [count] = struct.unpack("<I", part[:4])
+                each["data"].append(part[4 : 4 + count].decode())
+                part = part[4 + count :]
+        else:
+            kind = {"INT32": "i", "INT64": "q", "FP32": "f"}[each["datatype"]]
+            each["data"] = list(struct.unpack(f"<{len(part) // struct.calcsize(kind)}{kind}", part))
+    assert rest == b""
+    return outputs(answer, tree), binary
+
+
+def test_outputs_are_binary_where_the_request_says_so(url: str, png: bytes, expected: list[Detections]) -> None:
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(png).decode()]}
+    tree: dict[str, Any] = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    found, binary = with_binary(infer(url, tree))
+    assert_same(found, expected[:1])
+    assert binary == set(NAMES)
+    own = [{"name": "classes", "parameters": None}, {"name": "scores", "parameters": {"binary_data": False}}]
+    found, binary = with_binary(infer(url, tree | {"outputs": own}))
+    assert (set(found), binary) == ({"scores", "classes"}, {"classes"})
+    own = [{"name": "classes"}, {"name": "scores", "parameters": {"binary_data": True}}]
+    found, binary = with_binary(infer(url, {"inputs": [tensor], "outputs": own}))
+    assert (set(found), binary) == ({"scores", "classes"}, {"scores"})
+    nothing = tree | {"parameters": {"binary_data_output": True, "score_threshold": 0.999}}
+    assert all(
+        len(values) == 0 for name, values in with_binary(infer(url, nothing))[0].items() if name not in NAMES[:2]
+    )
+    assert list(outputs(infer(url, {"inputs": [tensor], "parameters": {"binary_data_output": False}}))) == list(NAMES)
+
+
 IMAGE = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["aGk="]}
 PIXEL = IMAGE | {"datatype": "UINT8", "shape": [1, 1, 3]}
 
@@ -163,6 +210,13 @@ PIXEL = IMAGE | {"datatype": "UINT8", "shape": [1, 1, 3]}
             "image: UINT8 must",
         ),
         ({"inputs": [IMAGE | {"parameters": {"binary_data_size": 3}}]}, 400, "image: binary_data_size is 3, but 0"),
+        ({"inputs": [IMAGE], "parameters": {"binary_data_output": 1}}, 400, "parameters.binary_data_output: must be"),
+        (
+            {"inputs": [IMAGE], "outputs": [{"name": "boxes", "parameters": {"binary_data": "yes"}}]},
+            400,
+            "outputs.0.parameters.binary_data: Input should be a valid boolean",
+        ),
+        ({"inputs": [IMAGE], "outputs": [{"name": "bpxes"}]}, 400, "outputs: there is no bpxes; there are: num_detect"),
         ({"inputs": [IMAGE], "parameters": {"score_threshold": 7}}, 422, "parameters.score_threshold: "),
         ({"inputs": [IMAGE | {"shape": [9], "data": ["aGk="] * 9}]}, 413, "9 images; a request may have at most 8"),
     ],
