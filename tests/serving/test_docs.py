@@ -29,6 +29,14 @@ def test_every_setting_is_listed_with_its_default(page: str) -> None:
             assert listed[name] == str(field.default), name
 
 
+def test_parameters_are_listed_with_the_predictions_that_take_them(page: str, url: str) -> None:
+    rows = re.findall(r"^\| (`[^|]*) \| (yes|no) \| (yes|no) \|", page, flags=re.MULTILINE)
+    paths = requests.get(f"{url}/openapi.json", timeout=10).json()["paths"]
+    for column, path in ((1, "/predict"), (2, "/predict/overlay")):
+        listed = {name for row in rows if row[column] == "yes" for name in re.findall(r"`(\w+)`", row[0])}
+        assert listed == {each["name"] for each in paths[path]["post"]["parameters"] if each["in"] == "query"}
+
+
 def test_every_route_and_metric_is_named(page: str, url: str) -> None:
     for path in requests.get(f"{url}/openapi.json", timeout=10).json()["paths"]:
         assert path.replace("{name}", "NAME") in page, path
