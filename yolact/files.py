@@ -34,7 +34,7 @@ TEMPORARY_EXTRA = len("..12345678.part")
 
 
 class BusyError(YolactError):
-    """Another process writes the same folder."""
+    """Another process writes the same folder or file."""
 
 
 @contextmanager
@@ -85,8 +85,11 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; when the block succeeds, flush it to disk and rename it to ``path``.
 
     If the block raises, the temporary file is removed and ``path`` is unchanged. Leftovers of killed runs
-    (``.<name>.*.part``, or a hash instead of a long name) are removed first, so two processes must not write the same
-    file at once.
+    (``.<name>.*.part``, or a hash instead of a long name) are removed first: of two processes that write the same file
+    at once, the one that began later takes the other one's temporary file away.
+
+    Raises:
+        BusyError: another process began to write the file meanwhile.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +102,8 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
     try:
         with _full_disk_named(temporary, path):
             yield temporary
+            if not temporary.exists():
+                raise BusyError(f"{path}: another process began to write it meanwhile. Run one at a time.")
             publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

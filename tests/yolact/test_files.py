@@ -173,6 +173,32 @@ def test_a_folder_is_built_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
+WRITER = """
+import sys
+from yolact.files import BusyError, replaced_file
+try:
+    with replaced_file(sys.argv[1]) as temporary:
+        temporary.write_text("first")
+        print("written", flush=True)
+        sys.stdin.read()
+except BusyError as error:
+    print(error)
+"""
+
+
+def test_of_two_processes_that_write_a_file_at_once_the_later_one_succeeds(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    command = [sys.executable, "-c", WRITER, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "written\n"
+        write_text_atomic(file, "second")
+        said, _ = other.communicate()
+    assert said.startswith(f"{file}: another process began to write it meanwhile")
+    assert file.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     command = [sys.executable, "-c", HOLDER, str(folder)]
