@@ -87,8 +87,9 @@ def _find_or_create_version(tracker: Tracker, model: RegisteredModel, candidate:
     """Number of the candidate's version, and whether it existed already."""
     client = tracker.client
     metrics = {name: repr(value) for name, value in candidate.metrics.measured().items()}
-    found = _find_version(model, candidate)
-    if found is not None:
+    there = _same_versions(model, candidate)
+    if there:
+        found = there[-1]
         for name, value in metrics.items():
             model.set_tag(found, name, value)
         with reported(f"describe {model.name} version {found}"):
@@ -105,19 +106,21 @@ def _find_or_create_version(tracker: Tracker, model: RegisteredModel, candidate:
             tags=candidate.tags | metrics,
             description=description(candidate.card),
         )
+        number = int(version.version)
+        if (first := min(_same_versions(model, candidate), default=number)) < number:
+            # Another process stored its files meanwhile. Each sees the versions that were made before its own.
+            client.delete_model_version(candidate.name, str(number))
+            return first, True
         link = [{"name": candidate.name, "version": version.version}]
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps(link)})
-    return int(version.version), False
+    return number, False
 
 
-def _find_version(model: RegisteredModel, candidate: Candidate) -> int | None:
-    """The newest complete version with the candidate's `IDENTITY`."""
+def _same_versions(model: RegisteredModel, candidate: Candidate) -> list[int]:
+    """The complete versions with the candidate's `IDENTITY`, oldest first."""
     same = {tag: candidate.tags[tag] for tag in IDENTITY}.items()
     versions = model.versions().items()
-    return max(
-        (number for number, version in versions if version.status == "READY" and same <= version.tags.items()),
-        default=None,
-    )
+    return [number for number, version in versions if version.status == "READY" and same <= version.tags.items()]
 
 
 def _log_model(tracker: Tracker, candidate: Candidate) -> str:

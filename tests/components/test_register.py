@@ -43,7 +43,7 @@ from components.register.data_card import data_card
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
 from components.train.starting import load_start
-from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server, s3_keys
+from tests.servers.mlflow_servers import BUCKET, MlflowServer, PostgresServer, S3Server, s3_keys
 from tests.servers.model_registry import exchange, small_model_registry, unique_name
 from tests.servers.servers import free_port
 from yolact.errors import DataError, SettingsError, WeightsError
@@ -58,6 +58,7 @@ from yolact_ops.registry.versions import RegistryError
 from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.runs import start_run
+from yolact_ops.tracking.store import StoreUnavailableError
 
 CLASSES = ["aeroplane", "bicycle"]
 IMAGE = Path("data/processed/eval/images/drawn.png")
@@ -423,6 +424,58 @@ def test_the_same_model_again_is_the_same_version(params: Params, caplog: pytest
     assert set(versions()) == {1}
     assert len(client().search_logged_models([RunRecord.read(Path("models/run.json")).experiment_id])) == 1
     assert "was registered before and is reused" in caplog.text
+
+
+def test_a_model_registered_twice_at_once_is_one_version(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From two checkouts: the second one registers it while the first one stores its files."""
+    run_id = train(params)
+    shutil.copytree("models", "elsewhere/models")
+    log_model = step._log_model
+
+    def overtaken(tracker: Any, found: Candidate) -> str:
+        monkeypatch.setattr(step, "_log_model", log_model)
+        step.run(
+            params,
+            model_dir=Path("elsewhere/models"),
+            eval_data_dir=Path("data/processed/eval"),
+            metrics_path=Path("metrics/eval.json"),
+            report_path=Path("elsewhere/registration.json"),
+        )
+        return log_model(tracker, found)
+
+    monkeypatch.setattr(step, "_log_model", overtaken)
+    assert register(params)["version"] == 1
+    assert json.loads(Path("elsewhere/registration.json").read_text())["version"] == 1
+    assert list(versions()) == [1]
+    assert candidate() == 1
+    run = client().get_run(run_id)
+    assert (run.info.status, run.data.tags["registered_model"]) == ("FINISHED", "yolact/1")
+
+
+def test_a_database_restarted_under_a_registration_is_named_and_the_next_one_completes_it(
+    params: Params, on_server: MlflowServer, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    name = unique_name()
+    named = params.model_copy(update={"register_": params.register_.model_copy(update={"model_name": name})})
+    train(named)
+    package = step.package_model
+
+    def packed(*arguments: Any) -> None:
+        package(*arguments)
+        postgres.stop()
+
+    with monkeypatch.context() as patch, pytest.raises(StoreUnavailableError, match="could not store the model"):
+        patch.setattr(step, "package_model", packed)
+        try:
+            register(named)
+        finally:
+            postgres.start()
+    assert list(client().search_model_versions(f"name = '{name}'")) == []
+    assert register(named)["version"] == 1
+    [version] = client().search_model_versions(f"name = '{name}'")
+    assert version.status == "READY"
+    assert client().get_registered_model(name).aliases["candidate"] == "1"
 
 
 def test_a_reused_version_shows_the_latest_metrics_and_loses_the_alias_with_them(params: Params) -> None:
