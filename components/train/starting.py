@@ -41,8 +41,8 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
 
     Raises:
         WeightsError: see `load_starting_weights`.
-        DownloadError: they cannot be downloaded.
-        RegistryError, TrackingError: they cannot be fetched.
+        DownloadError: they cannot be downloaded, or fetched from S3.
+        RegistryError, TrackingError: they cannot be fetched from the registry.
     """
     key = "backbone_weights" if model.config.initial_weights == "none" else "initial_weights"
     address = getattr(model.config, key)
@@ -55,7 +55,7 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
         log.info("model.%s: fetching %s", key, address)
         try:
             address, path = fetch_model(address, Path(folder), whole=key == "initial_weights")
-        except (RegistryError, TrackingError) as error:
+        except (RegistryError, TrackingError, DownloadError) as error:
             raise type(error)(f"model.{key}: {error}") from error
         log.info("model.%s: starting from %s", key, address)
         if key == "backbone_weights" and path.is_dir():

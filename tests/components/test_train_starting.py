@@ -20,8 +20,7 @@ from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
-from yolact_ops.tracking.store import TrackingError
-from yolact_ops.transfer.download import ServerUnavailableError
+from yolact_ops.transfer.download import DownloadError, ServerUnavailableError
 
 CLASSES = ["cat", "dog"]
 ADDRESS = "s3://weights/start/model"
@@ -81,7 +80,7 @@ def test_the_backbone_of_a_network_on_s3_is_taken(saved: Yolact, address: str) -
 
 
 def test_an_address_without_weights_is_named(saved: Yolact) -> None:
-    with pytest.raises(TrackingError, match=rf"^model\.initial_weights: .*fetch {ADDRESS}/checkpoints/model.safe"):
+    with pytest.raises(DownloadError, match=rf"^model\.initial_weights: {ADDRESS}/checkpoints/model.safe.*no file of"):
         load_start(other(initial_weights=f"{ADDRESS}/checkpoints"), CLASSES)
 
 

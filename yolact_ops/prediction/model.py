@@ -49,7 +49,7 @@ def load_predictor(
 
     Raises:
         DataError: there is no such model.
-        WeightsError, ExportError, RegistryError, TrackingError: it is damaged or cannot be fetched.
+        WeightsError, ExportError, RegistryError, TrackingError, DownloadError: it is damaged or cannot be fetched.
         SettingsError: a setting has a wrong value.
     """
     if Path(model).suffix in EXPORTED_DEVICES and not is_address(model):

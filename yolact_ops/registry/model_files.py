@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact_ops.registry.versions import fetch_files, resolve
-from yolact_ops.tracking.store import connect, quiet_mlflow, reported
+from yolact_ops.tracking.store import connect
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 """Suffixes of files with weights; another address on S3 is that of a model's folder."""
@@ -25,7 +25,8 @@ def fetch_model(address: str, folder: Path, *, whole: bool = True) -> tuple[str,
         The address, with an alias replaced by the version, and the path of the model's folder or of the file.
 
     Raises:
-        RegistryError, TrackingError: there is no such model, or it cannot be fetched.
+        RegistryError, TrackingError: there is no such version, or it cannot be fetched.
+        DownloadError: there is no such file on S3, or it cannot be fetched.
     """
     if address.startswith("models:/"):
         version = resolve(connect(), address)
@@ -39,12 +40,12 @@ def _fetch_objects(address: str, *, whole: bool, folder: Path) -> Path:
 
     Only these files are fetched: a folder may have much else, such as checkpoints.
     """
-    quiet_mlflow()
-    import mlflow.artifacts
+    from yolact_ops.transfer.storage import S3Address, fetch_objects, list_objects, make_client  # loads boto3
 
     single = not whole and address.endswith(SUFFIXES)
     wanted = [address] if single else [f"{address}/{name}" for name in (WEIGHTS_FILE, DESCRIPTION_FILE)[: 1 + whole]]
-    for file in wanted:
-        with reported(f"fetch {file}"):
-            path = Path(mlflow.artifacts.download_artifacts(file, dst_path=str(folder)))
-    return path if single else folder
+    client = make_client()
+    objects = [found for file in wanted for found in list_objects(client, S3Address.parse(file))]
+    fetched = folder / "network"
+    fetch_objects(client, S3Address.parse(address), objects, fetched)
+    return fetched / objects[0].path if single else fetched

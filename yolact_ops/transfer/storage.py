@@ -226,6 +226,9 @@ def _explain_answer(error: ClientError, address: S3Address) -> str:
         return f"there is no bucket {address.bucket!r}. Check the name and AWS_ENDPOINT_URL."
     if code in _KEYS_REFUSED:
         return f"the server does not accept the keys ({code}). Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    said = str(error.response.get("Error", {}).get("Message", ""))
+    if code == "RequestTimeTooSkewed" or "difference between the request time and" in said:  # with AccessDenied
+        return "it refuses requests because this machine's clock and its own differ. Set the clock."
     if code == "AccessDenied" or status == 403:
         return "access is refused. Check the keys, and whether they may list and read this bucket (write, for shards)."
     if code in ("PreconditionFailed", "412"):
