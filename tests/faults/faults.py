@@ -194,12 +194,18 @@ def kill_at_replacement(count: int, suffix: str = "", number: int = signal.SIGKI
     os.replace = deadly
 
 
-def clock(offset: str) -> dict[str, str]:
-    """Environment in which the time is another one, as ``+1h``; skips without libfaketime."""
+def clock(offset: str | Path) -> dict[str, str]:
+    """Environment in which the time is another one, as ``+1h``; skips without libfaketime.
+
+    A path is that of a file with the offset, which may change while the process runs; it is read every second.
+    """
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     if not found:
         pytest.skip("no libfaketime: apt-get install libfaketime")
-    return {"LD_PRELOAD": str(found[0]), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    at = {"FAKETIME": offset}
+    if isinstance(offset, Path):
+        at = {"FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_CACHE_DURATION": "1"}  # seconds
+    return {"LD_PRELOAD": str(found[0]), **at, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

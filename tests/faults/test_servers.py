@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
+from botocore.config import Config
 from mlflow import MlflowClient
 
+from tests.faults.faults import filled, read_only, small_disk
 from tests.servers.mlflow_servers import MlflowServer, PostgresServer
 from tests.servers.servers import CuttingProxy, FileServer, s3_server, serving, use_s3
-from yolact.errors import DataError
+from tests.small_networks import tiny_config
+from yolact.errors import DataError, YolactError
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.weights import save_model
+from yolact.models.yolact import Yolact
+from yolact_ops.prediction.model import load_predictor
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking import sender
 from yolact_ops.tracking.runs import resume_run, start_run
@@ -23,6 +31,11 @@ from yolact_ops.transfer.storage import S3Address, fetch_objects, list_objects, 
 
 RUN_FILE = Path("models/run.json")
 CONTENT = bytes(range(256)) * 4000
+
+
+def impatient(**given: Any) -> Config:
+    """Settings of boto3 for a server that must answer within half a second."""
+    return Config(**given | {"read_timeout": 0.5})
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +126,36 @@ def test_a_database_restarted_under_mlflow_gets_everything_once(
     assert history(on_server, tracker.run_id) == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_sync_on_a_full_or_read_only_disk_is_named_and_the_next_one_sends_everything_once(
+    params: Params,
+    line: CuttingProxy,
+    on_server: MlflowServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    with small_disk(tmp_path / "disk", 8 << 20) as disk, monkeypatch.context() as there:
+        there.chdir(disk)
+        Path("picture.txt").write_text("picture")
+        with start_run(params, RUN_FILE) as tracker:
+            line.fail("cut")
+            for step in range(1, 6):
+                tracker.log_metrics({"loss": 1 / step}, step)
+            tracker.log_artifact(Path("picture.txt"), "validation")
+        line.heal()
+        with filled(disk, 0) if fault == "full" else read_only(disk):
+            problems = [outcome.problem for outcome in sync(disk / "models/tracking")]
+        assert len(problems) == 1
+        assert {"full": "No space left", "read-only": "Read-only file system"}[fault] in problems[0]
+        assert [outcome.problem for outcome in sync(disk / "models/tracking")] == [""]
+        assert not list(Path("models/tracking").glob("*/*"))
+    assert history(on_server, tracker.run_id) == [(step, 1 / step) for step in range(1, 6)]
+    client = MlflowClient(on_server.address)
+    assert [file.path for file in client.list_artifacts(tracker.run_id, "validation")] == ["validation/picture.txt"]
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+
+
 # S3 --------------------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +209,59 @@ def test_an_object_that_is_gone_or_cut_short_after_it_was_listed_is_named(
     with pytest.raises((DataError, DownloadError), match=r"s3://bucket/two\.bin.*: "):
         fetch(tmp_path / "files", meanwhile)
     assert not (tmp_path / "files/two.bin").exists()
+
+
+def test_an_s3_server_that_stalls_is_named_and_the_next_run_fetches_the_rest(
+    s3_line: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "Config", impatient)
+        s3_line.fail("slow")
+        with pytest.raises(ServerUnavailableError, match=r"s3://bucket.*: the connection broke \(ReadTimeoutError\)"):
+            fetch(tmp_path / "files")
+    s3_line.heal()
+    assert fetch(tmp_path / "files") == 2 * len(CONTENT)
+
+
+@pytest.fixture
+def on_s3(bucket: Path, s3_line: CuttingProxy) -> Path:
+    """Folder of a network in the bucket."""
+    save_model(Yolact(tiny_config(), 1), ["cat"], bucket / "model")
+    return bucket / "model"
+
+
+def predict() -> str:
+    return load_predictor("s3://bucket/model", device="cpu")[1]
+
+
+@pytest.mark.parametrize("fault", ["cut", "503", "slow"])
+def test_a_network_on_s3_whose_server_fails_is_named_and_the_next_try_works(
+    on_s3: Path, s3_line: CuttingProxy, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Before the first answer; then within the weights, or, as an answer that has begun has its status, after it."""
+    for after in (0, 1 if fault == "503" else (on_s3 / WEIGHTS_FILE).stat().st_size // 2):
+        with monkeypatch.context() as patch:
+            if fault == "slow":
+                patch.setattr(storage, "Config", impatient)
+            s3_line.fail(fault, after)
+            with pytest.raises(ServerUnavailableError, match=r"^s3://bucket/model"):
+                predict()
+        s3_line.heal()
+    assert predict() == "s3://bucket/model"
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut short"])
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, DESCRIPTION_FILE])
+def test_a_network_on_s3_whose_file_is_gone_or_cut_short_is_named(on_s3: Path, file: str, fault: str) -> None:
+    client, there, whole = make_client(), {"Bucket": "bucket", "Key": f"model/{file}"}, (on_s3 / file).read_bytes()
+    client.delete_object(**there)
+    if fault == "cut short":
+        client.put_object(**there, Body=whole[: len(whole) // 2])
+    with pytest.raises(YolactError, match=file) as failed:
+        predict()
+    assert failed.value.exit_code == 1
+    client.put_object(**there, Body=whole)
+    assert predict() == "s3://bucket/model"
 
 
 # HTTP ------------------------------------------------------------------------------------------------------------

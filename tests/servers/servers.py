@@ -164,6 +164,28 @@ class CuttingProxy:
         """Seconds for which each piece of what the server says is held back."""
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def fail(self, fault: str, after: int = 0) -> None:
+        """Have the network fail when so many more bytes have come back from the server.
+
+        Args:
+            fault: ``cut``; ``503``: the status of each answer; ``slow``: each answer comes two seconds later.
+            after: bytes.
+        """
+        start = self.passed
+
+        def begun() -> bool:
+            if self.passed - start < after:
+                return False
+            self.status = 503 if fault == "503" else None
+            self.delay = 2.0 if fault == "slow" else 0.0
+            return fault == "cut"
+
+        self.dead_when = begun
+
+    def heal(self) -> None:
+        """End what `fail` began."""
+        self.dead_when, self.status, self.delay = None, None, 0.0
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"

@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.servers.model_registry import exchange, small_model_registry, unique_name
-from tests.servers.servers import free_port
+from tests.servers.servers import CuttingProxy, free_port
+from yolact.errors import EX_UNAVAILABLE
 from yolact_ops.registry import model_registry as api
 from yolact_ops.registry import publication
 from yolact_ops.registry.champion import exclusive
@@ -215,6 +216,34 @@ def test_what_a_killed_process_left_is_completed(
         assert {c["artifact"]["uri"] for c in copies(model_registry, name).values()} == {
             f"{FILES}/1/models/m-{digest}/artifacts" for digest in ("one", "two")
         }
+
+
+@pytest.mark.parametrize("fault", ["cut", "503", "slow"])
+def test_a_model_registry_that_fails_on_the_way_is_named_and_the_next_try_completes_the_copy(
+    model: RegisteredModel, settings: Make, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    add_version(model, "one")
+    add_version(model, "two")
+    decide(model, "promote", 1)
+    expected = {"1": ("LIVE", {"champion"}), "2": ("LIVE", set())}
+    length = 0
+    for part in (1.0, 0.0, 0.5):  # the first one gives the length of all answers
+        with small_model_registry() as registry:
+            line = CuttingProxy(registry.address)
+            config = settings(line.url)
+            line.fail(fault, round(part * length) if length else 1 << 30)
+            if length:
+                with monkeypatch.context() as patch:
+                    patch.setattr(api, "TIMEOUT", 0.5 if fault == "slow" else 30.0)
+                    with pytest.raises(ModelRegistryUnavailableError, match="To complete it: yolact publish") as failed:
+                        publish(config, model.name)
+                assert failed.value.exit_code == EX_UNAVAILABLE
+                line.heal()
+            publish(config, model.name)
+            length = length or line.passed
+            line.close()
+            assert states(registry.address, model.name) == expected
+            assert len(registry.entries) == 5
 
 
 def test_processes_at_the_same_time_make_one_of_each(
