@@ -372,7 +372,7 @@ def serve(run: Run) -> None:
                 run.said[f"{path} {how}"] = answer(f"http://127.0.0.1:{port}{path}", token)
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(300)
     assert '"ready":true' in run.said["readyz"]
     assert "yolact" in run.said["/metrics "]
     assert run.said["/model with the token"] != run.said["/model with another"]
