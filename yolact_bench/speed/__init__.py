@@ -5,6 +5,7 @@ masks), `training` (a training step), `loading` (the training data loader) and `
 evaluated image, without the network).
 
 Shared: `backends` and `training_backends` (this project or another implementation), `external`
-(calls into another implementation's file), `rounds` (backends timed in alternating rounds), `memory`, `agreement` (of
-two backends' detections), `calibration` (random weights that find objects) and `images`.
+(calls into another implementation's file), `rounds` (backends timed in alternating rounds), `process` (one for each
+backend), `memory`, `agreement` (of two backends' detections), `calibration` (random weights that find objects) and
+`images`.
 """

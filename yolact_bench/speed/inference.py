@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +24,11 @@ from yolact.settings import DetectConfig, ModelConfig
 from yolact_bench.speed.agreement import Agreement, compare
 from yolact_bench.speed.backends import BackendSpec, Found, InferenceRunner, InferenceTask
 from yolact_bench.speed.memory import PeakMemory, measure_memory
-from yolact_bench.speed.rounds import Rounds, time_stages, tuned_gpu
+from yolact_bench.speed.process import Process, last_of_turn, prepare
+from yolact_bench.speed.rounds import Rounds, enough_memory, time_stages
 
 WARM_UP = 5
-"""Runs of each backend before the first round."""
+"""Turns of each backend before the first round."""
 
 MEMORY_PROCESSES = 3
 """Processes that measure each backend's memory on a CPU."""
@@ -114,6 +117,8 @@ def measure(
 ) -> InferenceBenchmark:
     """Detect with several backends, which have the same weights and images, in alternating rounds.
 
+    Each backend has a process of its own, which stays until the end (`yolact_bench.speed.process`).
+
     Args:
         model: the network, on the CPU; all backends use its weights.
         classes: names by label.
@@ -127,19 +132,31 @@ def measure(
         progress: receives a line about the current activity.
 
     Raises:
-        SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU runs out of memory.
+        SettingsError: a backend cannot be loaded or does not follow the protocol, its process is killed, or the GPU
+            runs out of memory.
         ExportError: the network cannot be exported for a runtime, or the runtime is missing.
     """
-    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), tuned_gpu(device, batch):
+    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), enough_memory(batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
         specs = [exported(spec, Path(folder), model, classes, images, batch, progress) for spec in specs]
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
-        # Before any backend is loaded here: other implementations may leave state that a new process inherits.
+        # First, while no other backend's process needs memory.
         memories = _memories(task, images, specs, batch, progress) if memory else [None] * len(specs)
-        comparison = _Comparison(task, images, specs, batch, progress, cpu_time=cpu_time)
-        results = comparison.run(rounds, memories)
+        timed, outcomes = _take_turns(task, images, specs, batch, rounds, progress, cpu_time=cpu_time)
+    reference, expected = specs[0].name, outcomes[0]
+    results = [
+        _result(
+            spec,
+            timed.medians(spec.name),
+            timed.speed(spec.name, reference),
+            outcome,
+            None if outcome is expected else outcome.agreement(expected, integer_boxes=detection.integer_boxes),
+            memory,
+        )
+        for spec, outcome, memory in zip(specs, outcomes, memories, strict=True)
+    ]
     settings = InferenceSettings(
         weights=weights,
         model=model.config,
@@ -152,7 +169,7 @@ def measure(
         cpu_time=cpu_time,
         cudnn_benchmark=device.type == "cuda",
     )
-    return InferenceBenchmark(machine, settings, specs[0].name, results)
+    return InferenceBenchmark(machine, settings, reference, results)
 
 
 def exported(
@@ -227,100 +244,107 @@ def _indices(number: int, batch: int, images: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A loaded backend."""
-
-    spec: BackendSpec
-    runner: InferenceRunner
-    images: list[Any]
-    """The images as its own reader returns them."""
-
-
-@dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """A backend's results for the first batch."""
 
     raw: dict[str, Tensor] | None
     found: list[Found]
 
+    def agreement(self, reference: Outcome, *, integer_boxes: bool) -> Agreement:
+        """See `compare`."""
+        return compare(self.found, reference.found, self.raw, reference.raw, integer_boxes=integer_boxes)
 
-class _Comparison:
-    """Loads the backends, times them in alternating rounds and compares their results."""
 
+class LoadedBackend:
+    """A backend in this process, with the images as its own reader returns them."""
+
+    @torch.no_grad()
     def __init__(
-        self,
-        task: InferenceTask,
-        images: Sequence[np.ndarray],
-        specs: Sequence[BackendSpec],
-        batch: int,
-        progress: Callable[[str], None],
-        *,
-        cpu_time: bool,
+        self, spec: BackendSpec, task: InferenceTask, images: Sequence[np.ndarray], batch: int, *, cpu_time: bool
     ) -> None:
-        self.cpu_time = cpu_time
-        self.task = task
-        self.images = images
-        self.batch = batch
-        self.progress = progress
-        self.device = torch.device(task.device)
-        self.loaded = [self._load(spec) for spec in specs]
+        self._device, self._batch, self._cpu_time = torch.device(task.device), batch, cpu_time
+        self._runner = InferenceRunner(spec, task)
+        self._images = [self._runner.read(image) for image in images]
+        self._all_sizes = [image.shape[:2] for image in images]
 
-    def run(self, rounds: int, memories: Sequence[PeakMemory | None]) -> list[InferenceResult]:
-        """Results by backend; ``memories`` are their peak memories, measured separately."""
-        timed = Rounds({one.spec.name: partial(self._times, one) for one in self.loaded}, self.progress)
-        timed.warm_up(WARM_UP)
-        timed.measure(rounds)
-        self.progress("comparing results")
-        outcomes = [self._outcome(one) for one in self.loaded]
-        return [
-            self._result(timed, one, memory, outcome, outcomes[0])
-            for one, memory, outcome in zip(self.loaded, memories, outcomes, strict=True)
-        ]
+    @torch.no_grad()
+    def turn(self, number: int) -> list[float]:
+        """Milliseconds of each stage for a batch, see `last_of_turn`."""
+        return last_of_turn(lambda: time_stages(self._stages(number), self._device, cpu_time=self._cpu_time))
 
-    def _load(self, spec: BackendSpec) -> _Loaded:
-        self.progress(f"{spec.name}: loading")
-        runner = InferenceRunner(spec, self.task)
-        return _Loaded(spec, runner, [runner.read(image) for image in self.images])
+    @torch.no_grad()
+    def outcome(self) -> Outcome:
+        """The results for the first batch."""
+        preprocess, network, nms, masks = self._stages(0)
+        raw = network(preprocess(None))
+        outputs = self._runner.raw_outputs(raw)  # before the network runs again: CUDA graphs reuse their memory
+        return Outcome(outputs, self._runner.found(masks(nms(raw)), self._sizes(0)))
 
-    def _times(self, one: _Loaded, number: int) -> list[float]:
-        return time_stages(self._stages(one, number), self.device, cpu_time=self.cpu_time)
-
-    def _stages(self, one: _Loaded, number: int) -> list[Callable[[Any], Any]]:
-        images = [one.images[index] for index in _indices(number, self.batch, len(self.images))]
-        return one.runner.stages(images, self._sizes(number))
+    def _stages(self, number: int) -> list[Callable[[Any], Any]]:
+        images = [self._images[index] for index in _indices(number, self._batch, len(self._images))]
+        return self._runner.stages(images, self._sizes(number))
 
     def _sizes(self, number: int) -> list[tuple[int, int]]:
-        return [self.images[index].shape[:2] for index in _indices(number, self.batch, len(self.images))]
+        return [self._all_sizes[index] for index in _indices(number, self._batch, len(self._images))]
 
-    def _outcome(self, one: _Loaded) -> _Outcome:
-        preprocess, network, nms, masks = self._stages(one, 0)
-        raw = network(preprocess(None))
-        outputs = one.runner.raw_outputs(raw)  # before the network runs again: CUDA graphs reuse their memory
-        return _Outcome(outputs, one.runner.found(masks(nms(raw)), self._sizes(0)))
 
-    def _result(
-        self, timed: Rounds, one: _Loaded, memory: PeakMemory | None, outcome: _Outcome, reference: _Outcome
-    ) -> InferenceResult:
-        spec, own = one.spec, one.spec.file is None
-        times = StageTimes(*timed.medians(spec.name))
-        return InferenceResult(
-            name=spec.name,
-            precision=("int8" if spec.int8 else spec.precision) if own else None,
-            compiled=spec.compile if own else None,
-            file=None if own else str(spec.file),
-            milliseconds=times,
-            images_per_second=self.batch * 1000 / times.total,
-            speed=timed.speed(spec.name, self.loaded[0].spec.name),
-            detections=sum(len(found.scores) for found in outcome.found) / self.batch,
-            memory=memory,
-            agreement=None if outcome is reference else self._agreement(outcome, reference),
-        )
+def _take_turns(
+    task: InferenceTask,
+    images: Sequence[np.ndarray],
+    specs: Sequence[BackendSpec],
+    batch: int,
+    rounds: int,
+    progress: Callable[[str], None],
+    *,
+    cpu_time: bool,
+) -> tuple[Rounds, list[Outcome]]:
+    """Times and results of all backends, each in a process of its own."""
+    with ExitStack() as stack:
+        processes: dict[str, Process] = {}
+        for spec in specs:
+            progress(f"{spec.name}: loading")
+            process = Process(spec.name, _load, spec, task, images, batch, cpu_time)
+            processes[spec.name] = stack.enter_context(process)
+        turns = {name: partial(process.call, LoadedBackend.turn) for name, process in processes.items()}
+        timed = Rounds(turns, progress)
+        timed.warm_up(WARM_UP)
+        timed.measure(rounds)
+        progress("comparing results")
+        pickled = [process.call(_pickled_outcome) for process in processes.values()]
+    return timed, [pickle.loads(each) for each in pickled]  # noqa: S301 - of our own processes
 
-    def _agreement(self, outcome: _Outcome, reference: _Outcome) -> Agreement:
-        return compare(
-            outcome.found,
-            reference.found,
-            outcome.raw,
-            reference.raw,
-            integer_boxes=self.task.detection.integer_boxes,
-        )
+
+def _load(
+    spec: BackendSpec, task: InferenceTask, images: Sequence[np.ndarray], batch: int, cpu_time: bool
+) -> LoadedBackend:
+    prepare(torch.device(task.device), task.threads)
+    return LoadedBackend(spec, task, images, batch, cpu_time=cpu_time)
+
+
+def _pickled_outcome(backend: LoadedBackend) -> bytes:
+    """As bytes, because processes pass tensors in shared memory, of which containers have little."""
+    return pickle.dumps(backend.outcome())
+
+
+def _result(
+    spec: BackendSpec,
+    medians: Sequence[float],
+    speed: float,
+    outcome: Outcome,
+    agreement: Agreement | None,
+    memory: PeakMemory | None,
+) -> InferenceResult:
+    own, batch = spec.file is None, len(outcome.found)
+    times = StageTimes(*medians)
+    return InferenceResult(
+        name=spec.name,
+        precision=("int8" if spec.int8 else spec.precision) if own else None,
+        compiled=spec.compile if own else None,
+        file=None if own else str(spec.file),
+        milliseconds=times,
+        images_per_second=batch * 1000 / times.total,
+        speed=speed,
+        detections=sum(len(found.scores) for found in outcome.found) / batch,
+        memory=memory,
+        agreement=agreement,
+    )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from yolact.devices import peak_resident
 from yolact.errors import SettingsError
 from yolact.inference.timing import median
+from yolact_bench.speed.process import in_new_process, prepare
 
 PASSES = 3
 """Runs over the batch; the second one brings the allocators to their steady state."""
@@ -59,15 +58,14 @@ def measure_memory(name: str, work: Work, device: torch.device, threads: int, pr
 
 
 def _in_new_process(name: str, work: Work, device: torch.device, threads: int) -> PeakMemory:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        try:
-            return executor.submit(_measure_here, work, device, threads).result()
-        except BrokenProcessPool:
-            raise SettingsError(
-                f"{name}: the process that measures its memory was killed, perhaps because it ran out of memory; "
-                "--no-memory skips this measurement"
-            ) from None
+    try:
+        measured: PeakMemory = in_new_process(_measure_here, work, device, threads)
+    except BrokenProcessPool:
+        raise SettingsError(
+            f"{name}: the process that measures its memory was killed, perhaps because it ran out of memory; "
+            "--no-memory skips this measurement"
+        ) from None
+    return measured
 
 
 def _measure_here(work: Work, device: torch.device, threads: int) -> PeakMemory:
@@ -76,8 +74,7 @@ def _measure_here(work: Work, device: torch.device, threads: int) -> PeakMemory:
 
 def load_measured(work: Work, device: torch.device, threads: int) -> tuple[PeakMemory, Callable[[], object]]:
     """Load ``work`` in this process and run it a few times; returns also the function of `Work.load`."""
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = device.type == "cuda"
+    prepare(device, threads)
     peak, restart = _gpu_counter(device) if device.type == "cuda" else (peak_resident, restart_peak_resident)
     restart()
     run = work.load()

@@ -85,16 +85,24 @@ def time_stages(stages: Iterable[Callable[[Any], Any]], device: torch.device, *,
 
 @contextmanager
 def tuned_gpu(device: torch.device, batch: int) -> Iterator[None]:
-    """Let cuDNN benchmark its algorithms on a GPU, and report a lack of memory as a user error.
+    """Let cuDNN benchmark its algorithms on a GPU, and report a lack of memory as `enough_memory` does."""
+    tuned = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = tuned or device.type == "cuda"
+    try:
+        with enough_memory(batch):
+            yield
+    finally:
+        torch.backends.cudnn.benchmark = tuned
+
+
+@contextmanager
+def enough_memory(batch: int) -> Iterator[None]:
+    """Report a lack of GPU memory as a user error.
 
     Raises:
         SettingsError: the GPU's memory is too small for the batch.
     """
-    tuned = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = tuned or device.type == "cuda"
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise SettingsError(f"the GPU's memory is too small for this; try a smaller --batch (now {batch})") from error
-    finally:
-        torch.backends.cudnn.benchmark = tuned

@@ -10,11 +10,10 @@ AGPL, nor rfdetr is a dependency of this project::
     python -m venv others
     others/bin/pip install -e '.[export,openvino]' ultralytics onnxslim rfdetr
 
-All networks have random weights and one image, batch 1. Each has a process of its own, and all take turns; other
-runtimes in the same process would keep threads waiting that disturb it. A turn is `RUNS` runs, or as many as start in
-`LONG` seconds, and the last one counts. The least of all turns is the time on an undisturbed machine, the median that
-on this one now. The memory is the largest resident size of the process while it runs, libraries included. All
-processes stay until the end: about 0.5 GB of memory each, besides what they share.
+All networks have random weights and one image, batch 1. Each has a process of its own, and all take turns, as
+`yolact_bench.speed.process` describes. The least of all turns is the time on an undisturbed machine, the median that on
+this one now. The memory is the largest resident size of the process while it runs, libraries included. All processes
+stay until the end: about 0.5 GB of memory each, besides what they share.
 
 Every network finds about ``--objects`` objects: ours as `yolact_bench.speed.calibration` describes, the others through
 a score threshold between the last object that is kept and the first that is not, chosen for each runtime. For that
@@ -28,14 +27,11 @@ undone here. Its PyTorch form pads an image to a multiple of 32 pixels, the expo
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -58,7 +54,8 @@ from yolact_bench.speed.calibration import CLASS_LOGIT_SPREAD, calibrate_batch_n
 from yolact_bench.speed.images import read_images
 from yolact_bench.speed.inference import OneBatch, exported
 from yolact_bench.speed.memory import PeakMemory, Work, load_measured
-from yolact_bench.speed.rounds import Rounds, TimedRun
+from yolact_bench.speed.process import Process, in_new_process, last_of_turn
+from yolact_bench.speed.rounds import Rounds, TimedRun, time_stages
 from yolact_bench.studies.command import run_study
 from yolact_bench.studies.networks import network_config
 
@@ -74,10 +71,6 @@ OTHERS = {
 LIBRARIES = ("torch", "onnxruntime", "openvino", "nncf", *sorted(set(OTHERS.values())))
 
 OWN_SIZES = {"rfdetr-seg-nano": 312, "maskrcnn-resnet50": 800}
-
-RUNS = 3
-LONG = 1.0
-"""Runs of a turn, and the seconds after which none of them starts."""
 
 Detections = tuple[Any, Any]
 """Scores (N,) and masks (N, H, W) as large as the image; tensors or arrays."""
@@ -180,7 +173,7 @@ def main(
     [pixels] = read_images([image]) if image else read_images([])
     torch.set_num_threads(threads)
     failures: list[str] = []
-    processes: dict[str, Process] = {}
+    processes: dict[str, Network] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolact-bench-")))
         rows: list[Row] = []
@@ -194,8 +187,8 @@ def main(
                 rows += other_rows(task, [int(size) for size in sizes.split(",")], failures)
         for row in rows:
             with noting(row.name, failures):
-                processes[row.name] = Process(row.work, threads, pixels.shape[:2])
-                stack.callback(processes[row.name].close)
+                network = Network(row.name, row.work, threads, pixels.shape[:2])
+                processes[row.name] = stack.enter_context(network)
         runs: dict[str, TimedRun] = {name: process.turn for name, process in processes.items()}
         timing = Rounds(runs, lambda _: None)
         done = 0
@@ -370,10 +363,11 @@ DETECTORS: dict[str, Callable[[Other], Detector]] = {
 }
 
 
-class Process:
+class Network(Process):
     """A network in a process of its own.
 
     Args:
+        name: its row, for errors.
         work: its `Work.load` returns a function that makes `Detections`.
         threads: PyTorch's threads.
         size: the image's height and width, pixels.
@@ -382,10 +376,10 @@ class Process:
         SettingsError: the process was killed, or the masks are not as large as the image.
     """
 
-    def __init__(self, work: Work, threads: int, size: tuple[int, ...]) -> None:
-        self._executor = new_process()
+    def __init__(self, name: str, work: Work, threads: int, size: tuple[int, ...]) -> None:
+        super().__init__(name, load_measured, work, torch.device("cpu"), threads)
         try:
-            self.memory, self.objects, masks = ask(self._executor, load, work, threads)
+            self.memory, self.objects, masks = self.call(first_result)
             if self.objects and masks != size:
                 raise SettingsError(f"its masks have {masks} pixels, the image {size}")
         except BaseException:
@@ -394,58 +388,24 @@ class Process:
 
     def turn(self, _: int) -> list[float]:
         """Milliseconds of the last run of a turn."""
-        return [ask(self._executor, last_of_turn)]
-
-    def close(self) -> None:
-        """End the process."""
-        self._executor.shutdown()
+        return [self.call(time_turn)]
 
 
-def new_process() -> ProcessPoolExecutor:
-    """A process that does one thing after another."""
-    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+Loaded = tuple[PeakMemory, Callable[[], Any]]
+"""In a network's process: its peak memory, and what makes its detections."""
 
 
-def ask(executor: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns there.
-
-    Raises:
-        SettingsError: the process was killed.
-    """
-    try:
-        return executor.submit(function, *arguments).result()
-    except BrokenProcessPool:
-        raise SettingsError("its process was killed, perhaps because memory ran out") from None
-
-
-def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in a process that ends with it."""
-    with new_process() as executor:
-        return ask(executor, function, *arguments)
-
-
-LOADED: list[Callable[[], Any]] = []
-"""In the process of a network: what makes its detections."""
-
-
-def load(work: Work, threads: int) -> tuple[PeakMemory, int, tuple[int, ...]]:
-    """Load a network in this process; its peak memory, number of objects, and height and width of the masks."""
-    memory, run = load_measured(work, torch.device("cpu"), threads)
-    LOADED.append(run)
-    scores, masks = LOADED[0]()
+def first_result(loaded: Loaded) -> tuple[PeakMemory, int, tuple[int, ...]]:
+    """A network's peak memory, number of objects, and height and width of the masks."""
+    memory, detect = loaded
+    scores, masks = detect()
     return memory, len(scores), tuple(masks.shape[1:])
 
 
-def last_of_turn() -> float:
-    """Milliseconds of the last run of a turn, see the module's docstring."""
-    began = time.perf_counter()
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        LOADED[0]()
-        end = time.perf_counter()
-        if end - began > LONG:
-            break
-    return (end - start) * 1000
+def time_turn(loaded: Loaded) -> float:
+    """Milliseconds of the last run of a turn."""
+    [milliseconds] = last_of_turn(lambda: time_stages([lambda _: loaded[1]()], torch.device("cpu")))
+    return milliseconds
 
 
 if __name__ == "__main__":

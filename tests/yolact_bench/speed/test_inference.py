@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +20,12 @@ from yolact.inference.predictor import Predictor
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, ModelConfig
-from yolact_bench.speed import agreement, evaluation, inference, memory, rounds
+from yolact_bench.speed import agreement, evaluation, inference, memory, process
 from yolact_bench.speed.agreement import Agreement, compare
-from yolact_bench.speed.backends import RAW_NAMES, STAGES, BackendSpec, Found
+from yolact_bench.speed.backends import RAW_NAMES, STAGES, BackendSpec, Found, InferenceTask
 from yolact_bench.speed.calibration import BOX_SHARE, calibrated_network
 from yolact_bench.speed.images import read_images
-from yolact_bench.speed.inference import InferenceBenchmark
+from yolact_bench.speed.inference import InferenceBenchmark, LoadedBackend
 from yolact_bench.speed.memory import restart_peak_resident
 
 CLASSES = ("circle", "square", "triangle")
@@ -113,6 +111,20 @@ def measure(
     )
 
 
+def loaded(model: Yolact, spec: BackendSpec, folder: Path) -> LoadedBackend:
+    """A backend in this process: a new one takes seconds to start."""
+    torch.save(model.state_dict(), folder / "weights.pth")
+    task = InferenceTask(folder / "weights.pth", CONFIG, CLASSES, PUBLISHED_DETECTION, "cpu", torch.get_num_threads())
+    return LoadedBackend(spec, task, [IMAGE], 1, cpu_time=False)
+
+
+def agreement_of_ours_with(model: Yolact, file: Path) -> Agreement:
+    """Our agreement with another implementation."""
+    specs = (BackendSpec.other(file), BackendSpec.own("fp32"))
+    other, own = (loaded(model, spec, file.parent).outcome() for spec in specs)
+    return own.agreement(other, integer_boxes=PUBLISHED_DETECTION.integer_boxes)
+
+
 # --- inference ------------------------------------------------------------------------------------------------------
 
 
@@ -135,28 +147,40 @@ def test_every_backend_has_times_of_all_stages_and_the_settings_are_recorded(mod
     assert result.backends[1].agreement is not None
 
 
+FULL_TURNS = """
+from yolact_bench.speed import process
+process.LONG = 1e9
+"""
+"""Have a backend's process run all runs of a turn, however busy the machine is."""
+
+SCRIPTED = """
+from yolact_bench.speed import rounds
+
+times = iter({times})
+
 class ScriptedLaps:
-    """A clock on which each stage takes the next of the given times."""
+    def __init__(self, device, clock): pass
+    def lap(self): return next(times)
 
-    times: Iterator[float]
-
-    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
-        pass
-
-    def lap(self) -> float:
-        return next(self.times)
+rounds.Laps = ScriptedLaps
+"""
+"""A clock of the backend's process, on which each stage takes the next of the given times."""
 
 
 def test_metrics_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
-    model: Yolact, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    model: Yolact, write: Callable[..., Path]
 ) -> None:
-    """Both backends take turns in three rounds; in the third the machine is ten times slower."""
-    warm_up = [99.0] * 4 * 2 * inference.WARM_UP
-    timed = [1, 6, 2, 1] + [1, 1, 1, 2] + [1, 7, 2, 2] + [1, 1, 1, 1] + [10, 60, 20, 10] + [10, 20, 10, 10]
-    monkeypatch.setattr(ScriptedLaps, "times", iter([*warm_up, *(float(time) for time in timed)]), raising=False)
-    monkeypatch.setattr(rounds, "Laps", ScriptedLaps)
-    stub = write(STUB)
-    result = measure(model, BackendSpec.other(stub), BackendSpec("again", file=stub), rounds=3, batch=2)
+    """Both backends take three turns, of which the last run counts; in the third the machine is ten times slower."""
+    specs = []
+    for name, turns in {
+        "first": ([1, 6, 2, 1], [1, 7, 2, 2], [10, 60, 20, 10]),
+        "second": ([1, 1, 1, 2], [1, 1, 1, 1], [10, 20, 10, 10]),
+    }.items():
+        times = [99] * 4 * process.RUNS * inference.WARM_UP
+        for turn in turns:
+            times += [99] * 4 * (process.RUNS - 1) + turn
+        specs.append(BackendSpec.other(write(FULL_TURNS + SCRIPTED.format(times=times) + STUB, f"{name}.py")))
+    result = measure(model, *specs, rounds=3, batch=2)
     first, second = result.backends
     assert dataclasses.astuple(first.milliseconds) == (1, 7, 2, 2, 12)  # totals 10, 12, 100
     assert dataclasses.astuple(second.milliseconds) == (1, 1, 1, 2, 5)  # totals 5, 4, 50
@@ -165,23 +189,30 @@ def test_metrics_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
     assert second.speed == 2  # of 10 / 5, 12 / 4 and 100 / 50
 
 
-def test_backends_take_turns_within_each_round(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_backends_take_turns_within_each_round_each_in_a_process_of_its_own(
+    model: Yolact, write: Callable[..., Path], tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     specs = []
     for name in ("a", "b"):
-        text = STUB.replace("return inputs", f"open({str(log)!r}, 'a').write({name!r}); return inputs")
-        specs.append(BackendSpec.other(write(text, f"{name}.py")))
+        noted = f"import os; print({name!r}, os.getpid(), file=open({str(log)!r}, 'a')); return inputs"
+        specs.append(BackendSpec.other(write(FULL_TURNS + STUB.replace("return inputs", noted), f"{name}.py")))
     measure(model, *specs, rounds=3)
-    warm_up = "a" * inference.WARM_UP + "b" * inference.WARM_UP
-    assert log.read_text(encoding="utf-8") == warm_up + "ababab" + "ab"  # the last for the comparison
+    rows = [line.split() for line in log.read_text(encoding="utf-8").splitlines()]
+    turn = {name: name * process.RUNS for name in "ab"}
+    warm_up = "".join(turn[name] * inference.WARM_UP for name in "ab")
+    assert "".join(name for name, _ in rows) == warm_up + (turn["a"] + turn["b"]) * 3 + "ab"  # the last to compare
+    processes = {(name, number) for name, number in rows}
+    assert len(processes) == len({number for _, number in processes} | {str(os.getpid())}) - 1 == 2
 
 
 def test_batches_take_the_images_in_turn(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
     log = tmp_path / "log"
     text = STUB.replace("return images", f"open({str(log)!r}, 'a').write(str(len(images[0]))); return images")
     images = tuple(np.zeros((height, 5, 3), np.uint8) for height in (1, 2, 3))
-    measure(model, BackendSpec.other(write(text)), images=images, rounds=4)
-    assert log.read_text(encoding="utf-8") == "12312" + "1231" + "1"
+    measure(model, BackendSpec.other(write(FULL_TURNS + text)), images=images, rounds=4)
+    turns = "12312" + "1231"
+    assert log.read_text(encoding="utf-8") == "".join(image * process.RUNS for image in turns) + "1"
 
 
 def test_another_implementation_with_the_same_results_is_equal(model: Yolact, write: Callable[..., Path]) -> None:
@@ -215,9 +246,7 @@ def test_another_implementation_with_other_results_is_reported(
     model: Yolact, write: Callable[..., Path], method: str
 ) -> None:
     text = WRAPPER.replace("    pass\n", f"    {method}\n")
-    [_, own] = measure(model, BackendSpec.other(write(text)), BackendSpec.own("fp32"), rounds=1).backends
-    assert own.agreement is not None
-    assert not own.agreement.equal
+    assert not agreement_of_ours_with(model, write(text)).equal
 
 
 def test_preprocess_receives_what_read_returns(model: Yolact, write: Callable[..., Path]) -> None:
@@ -226,16 +255,13 @@ def test_preprocess_receives_what_read_returns(model: Yolact, write: Callable[..
         "    def read(self, image): return image[..., ::-1].copy()\n"
         "    def preprocess(self, images): return super().preprocess([image[..., ::-1] for image in images])\n",
     )
-    [_, own] = measure(model, BackendSpec.other(write(text)), BackendSpec.own("fp32"), rounds=1).backends
-    assert own.agreement is not None
-    assert own.agreement.equal
+    assert agreement_of_ours_with(model, write(text)).equal
 
 
 def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> None:
-    [_, own] = measure(model, BackendSpec.other(write(STUB)), BackendSpec.own("fp32"), rounds=1).backends
-    assert own.agreement is not None
-    assert own.agreement.raw_errors is None
-    assert not own.agreement.equal
+    found = agreement_of_ours_with(model, write(STUB))
+    assert found.raw_errors is None
+    assert not found.equal
 
 
 def test_the_exported_network_is_measured_in_another_runtime(model: Yolact) -> None:
@@ -250,14 +276,14 @@ def test_the_exported_network_is_measured_in_another_runtime(model: Yolact) -> N
     assert own.detections == exported.detections
 
 
-def test_cpu_time_leaves_out_waiting(model: Yolact, write: Callable[..., Path]) -> None:
+def test_cpu_time_leaves_out_waiting(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
     text = STUB.replace("return inputs", "import time; time.sleep(0.02); return inputs")
     spec = BackendSpec.other(write(text))
+    assert loaded(model, spec, tmp_path).turn(0)[STAGES.index("network")] >= 20
     arguments = {"weights": "made up", "device": CPU, "rounds": 1, "memory": False}
-    for cpu_time in (False, True):
-        result = inference.measure(model, CLASSES, [IMAGE], [spec], PUBLISHED_DETECTION, cpu_time=cpu_time, **arguments)  # type: ignore[arg-type]
-        assert result.settings.cpu_time == cpu_time
-        assert (result.backends[0].milliseconds.network < 15) == cpu_time
+    result = inference.measure(model, CLASSES, [IMAGE], [spec], PUBLISHED_DETECTION, cpu_time=True, **arguments)  # type: ignore[arg-type]
+    assert result.settings.cpu_time
+    assert result.backends[0].milliseconds.network < 15
 
 
 # --- files that do not follow the protocol ----------------------------------------------------------------------------
@@ -288,10 +314,10 @@ def test_cpu_time_leaves_out_waiting(model: Yolact, write: Callable[..., Path]) 
     ],
 )
 def test_a_file_that_does_not_follow_the_protocol_is_rejected_with_its_name(
-    model: Yolact, write: Callable[..., Path], text: str, message: str
+    model: Yolact, write: Callable[..., Path], tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
-        measure(model, BackendSpec.other(write(text)), rounds=1)
+        loaded(model, BackendSpec.other(write(text)), tmp_path).outcome()
     assert "other.py" in str(caught.value)
 
 
@@ -302,17 +328,19 @@ def test_a_file_that_is_missing_or_not_python_is_rejected(model: Yolact, write: 
         measure(model, BackendSpec.other(write("load = 1", "other.txt")))
 
 
-def test_images_without_detections_may_come_as_any_empty_tensors(model: Yolact, write: Callable[..., Path]) -> None:
+def test_images_without_detections_may_come_as_any_empty_tensors(
+    model: Yolact, write: Callable[..., Path], tmp_path: Path
+) -> None:
     text = STUB.replace("(np.zeros((1, 4)), np.ones(1), np.zeros(1), np.ones((1, *size)))", "[np.zeros(0)] * 4")
-    [result] = measure(model, BackendSpec.other(write(text)), rounds=1).backends
-    assert result.detections == 0
+    [found] = loaded(model, BackendSpec.other(write(text)), tmp_path).outcome().found
+    assert len(found.scores) == 0
 
 
 def test_a_batch_that_is_too_large_for_the_gpu_says_so(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(inference._Comparison, "run", fail)
+    monkeypatch.setattr(inference, "_take_turns", fail)
     with pytest.raises(SettingsError, match=r"try a smaller --batch \(now 3\)"):
         measure(model, BackendSpec.own("fp32"), batch=3)
 
@@ -498,17 +526,19 @@ def test_resident_memory_is_the_median_of_processes(
     assert (found.loading, found.work) == expected
 
 
-def test_a_backend_whose_process_dies_is_named(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(ThreadPoolExecutor):
-        def __init__(self, **_: object) -> None:
-            super().__init__(1)
-
-        def submit(self, *_: Any, **__: Any) -> Any:
-            raise BrokenProcessPool
-
-    monkeypatch.setattr(memory, "ProcessPoolExecutor", Killed)
-    with pytest.raises(SettingsError, match=r"yolact fp32: the process .* was killed.*--no-memory"):
-        measure(model, BackendSpec.own("fp32"), rounds=1, with_memory=True)
+@pytest.mark.parametrize(
+    ("with_memory", "message"),
+    [
+        (True, "other: the process that measures its memory was killed, .*; --no-memory skips this"),
+        (False, "other: its process was killed, perhaps because memory ran out"),
+    ],
+)
+def test_a_backend_whose_process_dies_is_named(
+    model: Yolact, write: Callable[..., Path], with_memory: bool, message: str
+) -> None:
+    dies = write("import os, signal\ndef load(**_): os.kill(os.getpid(), signal.SIGKILL)\n")
+    with pytest.raises(SettingsError, match=message):
+        measure(model, BackendSpec.other(dies), rounds=1, with_memory=with_memory)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from yolact.errors import SettingsError
 from yolact_bench.studies import other_projects
-from yolact_bench.studies.other_projects import Detections, Other, Process, threshold_for
+from yolact_bench.studies.other_projects import Detections, Network, Other, threshold_for
 
 TINY = "backbone=resnet18,image_size=64,fpn_channels=8,separable_convs=true"
 APP = other_projects.typer.Typer()
@@ -75,7 +75,7 @@ class SmallMasks:
 
 def test_masks_must_be_as_large_as_the_image() -> None:
     with pytest.raises(SettingsError, match=r"masks have \(3, 3\) pixels, the image \(6, 6\)"):
-        Process(SmallMasks(), 1, (6, 6))
+        Network("small", SmallMasks(), 1, (6, 6))
 
 
 def test_a_network_that_fails_is_named_and_others_go_on() -> None:
