@@ -80,8 +80,9 @@ def inference(
         str,
         typer.Option(
             metavar="NAME",
-            help="Also measure the network exported for onnxruntime, onnxruntime-int8, openvino or openvino-int8, on "
-            "the CPU; several separated by commas, or all that are installed.",
+            help="Also measure the network exported for onnxruntime or openvino (fp32), onnxruntime-fp16, "
+            "onnxruntime-int8, openvino-fp16 or openvino-int8, on the CPU; several separated by commas, or all that "
+            "are installed. TensorRT needs a GPU and is not among them: trtexec measures its engines.",
             show_default=False,
         ),
     ] = "",

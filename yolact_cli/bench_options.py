@@ -54,9 +54,11 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 RUNTIMES = {
     "onnxruntime": (BackendSpec.in_runtime("onnxruntime"), "onnxruntime"),
-    "onnxruntime-int8": (BackendSpec.in_runtime("onnxruntime", int8=True), "onnxruntime"),
+    "onnxruntime-fp16": (BackendSpec.in_runtime("onnxruntime", "fp16"), "onnxruntime"),
+    "onnxruntime-int8": (BackendSpec.in_runtime("onnxruntime", "int8"), "onnxruntime"),
     "openvino": (BackendSpec.in_runtime("openvino"), "openvino"),
-    "openvino-int8": (BackendSpec.in_runtime("openvino", int8=True), "nncf"),
+    "openvino-fp16": (BackendSpec.in_runtime("openvino", "fp16"), "openvino"),
+    "openvino-int8": (BackendSpec.in_runtime("openvino", "int8"), "nncf"),
 }
 """Backends by the name in ``--runtime``, and the library that each needs."""
 

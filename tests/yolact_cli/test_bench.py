@@ -188,7 +188,7 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         (["inference", "--device", "gpu"], "device 'gpu' is unknown; use auto, cpu, cuda, cuda:N or mps"),
         (
             ["inference", "--runtime", "caffe"],
-            "--runtime caffe: unknown; there are onnxruntime, onnxruntime-int8",
+            "--runtime caffe: unknown; there are onnxruntime, onnxruntime-fp16",
         ),
         (["evaluation", "--device", "cuda"], "device 'cuda': this machine has 0 CUDA GPUs"),
     ],
@@ -206,9 +206,10 @@ def test_user_errors_are_printed_without_a_traceback(
 def test_all_runtimes_are_those_that_are_installed_and_the_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_options, "find_spec", lambda name: None if name in ("openvino", "nncf") else name)
     specs, left_out = bench_options.runtime_specs("all", torch.device("cpu"))
-    assert [spec.name for spec in specs] == ["onnxruntime fp32", "onnxruntime int8"]
+    assert [spec.name for spec in specs] == ["onnxruntime fp32", "onnxruntime fp16", "onnxruntime int8"]
     assert left_out == [
         "openvino: left out, because openvino is not installed",
+        "openvino-fp16: left out, because openvino is not installed",
         "openvino-int8: left out, because nncf is not installed",
     ]
     with pytest.raises(SettingsError, match="other runtimes are measured on the CPU; add --device cpu"):

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from yolact.errors import SettingsError
 from yolact.images import read_image
-from yolact.inference.export_format import OUTPUT_NAMES
+from yolact.inference.export_format import OUTPUT_NAMES, ExportPrecision
 from yolact.inference.exported_predictor import ExportedPredictor
 from yolact.inference.network import Precision
 from yolact.inference.onnx_predictor import OnnxPredictor
@@ -109,8 +109,8 @@ class BackendSpec:
     compile: bool = False
     file: Path | None = None
     runtime: Runtime | None = None
-    int8: bool = False
-    """Quantised, in a runtime."""
+    export_precision: ExportPrecision = "fp32"
+    """Of the exported network, in a runtime."""
     exported: Path | None = None
     """The exported network; written by the benchmark."""
 
@@ -120,9 +120,9 @@ class BackendSpec:
         return cls(f"yolact {precision}{' compiled' if compile else ''}", precision, compile)
 
     @classmethod
-    def in_runtime(cls, runtime: Runtime, *, int8: bool = False) -> BackendSpec:
-        """The network exported for another runtime, in float32 or int8."""
-        return cls(f"{runtime} {'int8' if int8 else 'fp32'}", runtime=runtime, int8=int8)
+    def in_runtime(cls, runtime: Runtime, precision: ExportPrecision = "fp32") -> BackendSpec:
+        """The network exported for another runtime, at a precision."""
+        return cls(f"{runtime} {precision}", runtime=runtime, export_precision=precision)
 
     @classmethod
     def other(cls, file: Path) -> BackendSpec:

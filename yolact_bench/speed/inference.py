@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from yolact.inference.export import export_onnx
-from yolact.inference.export_format import ExportPrecision
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.openvino_export import export_openvino
 from yolact.models.yolact import Yolact
@@ -190,12 +189,11 @@ def exported(
         return spec
     progress(f"{spec.name}: exporting")
     name = spec.name.replace(" ", "-")
-    precision: ExportPrecision = "int8" if spec.int8 else "fp32"
     if spec.runtime == "openvino":
         export, path = export_openvino, folder / f"{name}.xml"
     else:
         export, path = export_onnx, folder / f"{name}.onnx"
-    export(model, classes, path, batch=batch, precision=precision, images=images)
+    export(model, classes, path, batch=batch, precision=spec.export_precision, images=images)
     return replace(spec, exported=path)
 
 
@@ -338,7 +336,7 @@ def _result(
     times = StageTimes(*medians)
     return InferenceResult(
         name=spec.name,
-        precision=("int8" if spec.int8 else spec.precision) if own else None,
+        precision=(spec.export_precision if spec.runtime else spec.precision) if own else None,
         compiled=spec.compile if own else None,
         file=None if own else str(spec.file),
         milliseconds=times,

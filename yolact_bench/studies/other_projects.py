@@ -244,7 +244,7 @@ def our_rows(
         specs["PyTorch bf16"] = BackendSpec.own("bf16")
     specs["ONNX Runtime fp32"] = BackendSpec.in_runtime("onnxruntime")
     if find_spec("nncf") is not None:
-        specs["OpenVINO int8"] = BackendSpec.in_runtime("openvino", int8=True)
+        specs["OpenVINO int8"] = BackendSpec.in_runtime("openvino", "int8")
     rows = []
     for runtime, spec in specs.items():
         with noting(f"{text}, {runtime}", failures):

@@ -265,8 +265,9 @@ def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> 
 
 
 def test_the_exported_network_is_measured_in_another_runtime(model: Yolact) -> None:
-    specs = [BackendSpec.own("fp32"), BackendSpec.in_runtime("onnxruntime")]
-    [own, exported] = measure(model, *specs, images=(IMAGE, IMAGE[:30]), batch=2).backends
+    runtimes = [BackendSpec.in_runtime("onnxruntime"), BackendSpec.in_runtime("onnxruntime", "fp16")]
+    result = measure(model, BackendSpec.own("fp32"), *runtimes, images=(IMAGE, IMAGE[:30]), batch=2)
+    own, exported, half = result.backends
     assert (exported.name, exported.precision, exported.file) == ("onnxruntime fp32", "fp32", None)
     assert exported.milliseconds.network > 0
     assert exported.agreement is not None
@@ -274,6 +275,10 @@ def test_the_exported_network_is_measured_in_another_runtime(model: Yolact) -> N
     assert exported.agreement.equal
     assert exported.agreement.matched == exported.agreement.reference_detections >= 6
     assert own.detections == exported.detections
+    assert (half.name, half.precision) == ("onnxruntime fp16", "fp16")
+    assert half.agreement is not None
+    assert half.agreement.matched > 0
+    assert 0 < half.agreement.score_difference < 0.05  # rounded to 11 bits
 
 
 def test_cpu_time_leaves_out_waiting(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
