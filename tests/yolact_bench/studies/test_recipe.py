@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pycocotools import mask as coco_mask
+from scipy import stats
 
 from yolact.errors import SettingsError
 from yolact_bench.studies import recipe
@@ -89,7 +91,9 @@ def corners_rle(corners: list[float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("category", [None, "cat"])
-def test_the_difference_is_that_from_the_first(capsys: pytest.CaptureFixture[str], category: str | None) -> None:
+def test_the_difference_is_that_from_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, category: str | None
+) -> None:
     truth = {
         "images": [{"id": 1, "width": 50, "height": 50, "file_name": "1.png"}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
@@ -102,16 +106,81 @@ def test_the_difference_is_that_from_the_first(capsys: pytest.CaptureFixture[str
     common = {"losses": [9.0, 4.0], "seconds_per_epoch": 2.0}
     found = common | {"detections": [detection(0.9, [5, 5, 20, 20])]}
     missed = common | {"detections": []}
-    first, second = recipe.summarise({"modern": [missed, missed], "-dice": [found, missed]}, truth, category)
+    first, second, *others = recipe.summarise(
+        {
+            "modern": {0: missed, 1: missed},
+            "-dice": {0: found, 1: missed},
+            "own": {0: found},
+            "scratch": {2: found},
+        },
+        truth,
+        category,
+    )
     assert (first["mask_AP50"], first["gains"]) == (0, {})
     # one of two seeds finds the only cat, and no dog
     half = 0.5 if category else 0.25
     assert second["seeds"] == pytest.approx([2 * half, 0])
     assert [second[key] for key in ("mask_AP50", "mask_AP", "box_AP50")] == [pytest.approx(half)] * 3
     assert second["gains"] == {"mask_AP50": [pytest.approx(half)] * 3, "mask_AP": [pytest.approx(half)] * 3}
-    json.dumps([first, second])
-    recipe.show([first, second], category)
-    assert f"+{100 * half:.1f}" in capsys.readouterr().out
+    # Student's table, one degree of freedom: 12.7062; the differences are 2 * half and 0, their standard error half
+    bounds = [pytest.approx(half - 12.7062 * half, abs=1e-4), pytest.approx(half + 12.7062 * half, abs=1e-4)]
+    assert second["over_seeds"] == {"mask_AP50": bounds, "mask_AP": bounds}
+    own, scratch = others
+    assert (own["gains"]["mask_AP50"], own["over_seeds"]) == ([pytest.approx(2 * half)] * 3, {})  # of seed 0 alone
+    assert (scratch["gains"], scratch["over_seeds"]) == ({}, {})
+    json.dumps([first, second, *others])
+    monkeypatch.setenv("COLUMNS", "250")
+    recipe.show([first, second, *others], category)
+    printed = capsys.readouterr().out
+    assert f"+{100 * half:.1f} (+{100 * half:.1f} to +{100 * half:.1f})" in printed
+    assert f"({100 * (half - 12.7062 * half):+.1f} to {100 * (half + 12.7062 * half):+.1f})" in printed
+
+
+def of_draws(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(J, 1 + draws) of (J, N) differences in each image, of which the metric is the mean."""
+    return np.concatenate([values.mean(axis=1)[:, None], values @ weights.T / values.shape[1]], axis=1)
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.0])
+def test_the_interval_over_seeds_is_that_of_a_two_way_analysis_of_variance(spread: float) -> None:
+    """The metric is a mean over images: then mean squares of seeds, images and the rest give the same interval."""
+    random = np.random.default_rng(0)
+    seeds, images = 3, 60
+    values = 1 + random.normal(0, 0.7, images) + random.normal(0, 0.5, (seeds, images))
+    values += spread * np.array([[-1.0], [0.5], [0.5]]) - (0 if spread else values.mean(axis=1, keepdims=True) - 1)
+    by_seed, by_image, mean = values.mean(axis=1), values.mean(axis=0), values.mean()
+    of_seeds = images * ((by_seed - mean) ** 2).sum() / (seeds - 1)
+    of_images = seeds * ((by_image - mean) ** 2).sum() / (images - 1)
+    rest = ((values - by_seed[:, None] - by_image + mean) ** 2).sum() / ((seeds - 1) * (images - 1))
+    assert (of_seeds > rest) == bool(spread)  # with 0 the seeds agree by chance, more than the rest lets expect
+    of_seeds = max(of_seeds, rest)
+    together = of_seeds + of_images - rest
+    freedom = together**2 / (of_seeds**2 / (seeds - 1))  # Satterthwaite's, of the seeds alone
+    expected = stats.t.interval(0.95, freedom, mean, (together / (seeds * images)) ** 0.5)
+    weights = random.multinomial(images, np.full(images, 1 / images), size=40000)
+    found = recipe.interval_over_seeds(of_draws(values, weights))
+    assert sum(found) / 2 == pytest.approx(mean)
+    # the bootstrap divides by N instead of N - 1, and is random
+    assert np.diff(found) == pytest.approx(np.diff(expected), rel=0.02)
+
+
+def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says() -> None:
+    """Of 1,500 experiments with three seeds, 95 %; the bootstrap over the images alone far fewer."""
+    random = np.random.default_rng(1)
+    seeds, images, experiments = 3, 40, 1500
+    weights = random.multinomial(images, np.full(images, 1 / images), size=400)
+    covered = over_images = 0
+    for _ in range(experiments):
+        values = (
+            random.normal(0, 0.12, (seeds, 1)) + random.normal(0, 0.5, images) + random.normal(0, 0.5, (seeds, images))
+        )
+        drawn = of_draws(values, weights)
+        low, high = recipe.interval_over_seeds(drawn)
+        covered += low < 0 < high
+        low, high = np.percentile(drawn.mean(axis=0)[1:], [2.5, 97.5])
+        over_images += low < 0 < high
+    assert 0.93 < covered / experiments < 0.985
+    assert over_images / experiments < 0.9
 
 
 def test_an_unknown_category_is_named() -> None:
