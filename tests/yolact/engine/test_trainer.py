@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
+from tests.interop.packages import needed
 from yolact.backbone_registry import backbones
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
@@ -56,6 +57,7 @@ SHORT_RUN = {
     "log_every": 1,
 }
 CLASSIFIERS = [spec.name for spec in backbones() if not spec.name.startswith(("resnet", "darknet"))]
+TIMM = "timm/mobilenetv4_conv_small"
 SWITCHES = ("photometric", "expand", "random_crop", "mirror")
 PLAIN: dict[str, Any] = PUBLISHED_AUGMENTATION.model_dump() | dict.fromkeys(SWITCHES, False)
 ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
@@ -544,16 +546,18 @@ def assert_same_end(found: Trainer, expected: Trainer) -> None:
             pytest.param(
                 {"optimizer": "adamw", "model": {"backbone": name, "backbone_blocks": None, "separable_convs": True}},
                 *("step 5", (2, 1, 5)),
-                marks=[] if name == "efficientnet_b0" else pytest.mark.slow,
+                marks={"efficientnet_b0": [], TIMM: [pytest.mark.interop]}.get(name, [pytest.mark.slow]),
                 id=name,
             )
-            for name in CLASSIFIERS
+            for name in (*CLASSIFIERS, TIMM)
         ),
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     trainer: Callable[..., Trainer], settings: dict[str, Any], kill: str, position: tuple[int, int, int]
 ) -> None:
+    if settings.get("model", {}).get("backbone") == TIMM:
+        needed("timm")
     settings = RANDOM_RUN | {"checkpoint_every_steps": 1} | settings
     scores = (0.1, 0.5, 0.2, 0.3)
     straight = trainer(name="straight", validate=Scores(*scores), **settings | {"workers": 0})

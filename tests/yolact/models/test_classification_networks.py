@@ -311,6 +311,15 @@ def test_a_network_of_timm_loads_timms_file_and_freezes(name: str, tmp_path: Pat
 
 
 @pytest.mark.interop
+def test_a_network_of_timm_exports(tmp_path: Path) -> None:
+    needed("timm")
+    model = trained_like("basic blocks", **settings("timm/mobilenetv4_conv_small"))
+    exported = export_onnx(model, ["a", "b", "c"], tmp_path / "model.onnx", batch=1)
+    assert exported.errors is not None
+    assert max(exported.errors.values()) < 1e-4
+
+
+@pytest.mark.interop
 @pytest.mark.parametrize(
     ("name", "problem"),
     [("no_such_network", "timm has no network no_such_network"), ("vit_tiny_patch16_224", r"have strides \[16\]")],
