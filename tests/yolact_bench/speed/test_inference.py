@@ -342,7 +342,7 @@ def test_images_without_detections_may_come_as_any_empty_tensors(
 
 
 def test_a_batch_that_is_too_large_for_the_gpu_says_so(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(inference, "_take_turns", fail)
