@@ -7,6 +7,7 @@ experiment itself, so that a second command cannot go on with it, and does not r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +41,8 @@ DIGEST = "yolact/sweep"
 BEST_TRIAL = "yolact/best-trial"
 """Annotation of the Job at the end of a sweep with the name of the best trial."""
 CONTAINER = "trial"
+COLLECTOR = "metrics-logger-and-collector"
+"""The container that Katib adds to a trial's pod; the trial's log is there."""
 TRIAL_NAME = "trial"
 """Katib's parameter for the name of the trial."""
 INTERVAL = 10.0
@@ -90,7 +93,7 @@ def experiment(sweep: Sweep, space: Sequence[Parameter], plan: Plan, cluster: Cl
                 "retain": True,  # the Job and its log, after its end
                 "trialParameters": [{"name": key, "reference": key} for key in keys]
                 + [{"name": TRIAL_NAME, "reference": "${trialSpec.Name}"}],
-                "trialSpec": _job(cluster, TRIAL_MODULE, {TRIAL_VARIABLE: trial.to_json()}),
+                "trialSpec": _as_kubernetes_writes(_job(cluster, TRIAL_MODULE, {TRIAL_VARIABLE: trial.to_json()})),
             },
         },
     }
@@ -130,7 +133,7 @@ def run_sweep(sweep: Sweep, manifest: Object, plan: Plan, cluster: ClusterConfig
     if not optimal.get("bestTrialName"):
         raise SweepError(
             f"experiment {sweep.name}: no trial has a result. `kubectl -n {namespace} get trials -l "
-            f"katib.kubeflow.org/experiment={sweep.name}`, and the logs of their pods, say why"
+            f"katib.kubeflow.org/experiment={sweep.name}`, and their pods' logs (`-c {COLLECTOR}`), say why"
         )
     assignments = {each["name"]: each["value"] for each in optimal["parameterAssignments"]}
     best = Best(sweep, _folder(sweep, cluster), optimal["bestTrialName"], assignments, plan.registers)
@@ -176,14 +179,15 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
         "command": ["python", "-m", module],
         "env": [{"name": name, "value": value.replace("$(", "$$(")} for name, value in variables.items()],
         "resources": pod_resources(cluster, config),
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        # of the container, not of the pod: Katib adds its metrics collector, whose image runs as root
+        "securityContext": {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
     }
     pod: Object = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": config.time_limit,
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
         "volumes": volumes,
         "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
@@ -209,6 +213,31 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
+
+
+def _as_kubernetes_writes(value: Any) -> Any:
+    """The same object without empty fields, and with amounts of memory in their shortest form.
+
+    Katib's webhook reads a trial's Job into Kubernetes' type, writes it again, and refuses it if something is lost or
+    written in another way.
+    """
+    if isinstance(value, list):
+        return [_as_kubernetes_writes(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _as_kubernetes_writes(each) for key, each in value.items()}
+    if "sizeLimit" in kept:
+        kept["sizeLimit"] = _shortest(kept["sizeLimit"])
+    return {key: each for key, each in kept.items() if each not in ("", [], {})}
+
+
+def _shortest(amount: str) -> str:
+    """An amount of memory with the largest suffix of its kind that leaves a whole number: 1Gi for 1024Mi."""
+    base, suffixes = (1024, ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"]) if amount.endswith("i") else (1000, list("kMGTPE"))
+    number, suffix = math.ceil(kubernetes.utils.parse_quantity(amount)), ""
+    while number and number % base == 0 and suffixes:
+        number, suffix = number // base, suffixes.pop(0)
+    return f"{number}{suffix}"
 
 
 def _find(kube: Kubernetes, name: str) -> Object | None:

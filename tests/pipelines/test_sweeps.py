@@ -238,6 +238,50 @@ def test_trials_have_the_place_and_queue_of_the_task_train(params: Params) -> No
     assert (preferred["weight"], preferred["preference"]["matchExpressions"][0]["key"]) == (5, "gpu")
 
 
+EDGES = [
+    "tasks.train.env={EMPTY: ''}",
+    "tasks.train.node_affinity=[{key: gpu, operator: Exists, values: [], weight: null}]",
+    "tasks.train.tolerations=[{key: gpu, operator: Equal, value: '', effect: null}]",
+]
+
+
+@pytest.mark.parametrize("changes", [[], EDGES])
+def test_a_trials_job_has_no_empty_field_which_katibs_webhook_refuses(changes: list[str], params: Params) -> None:
+    cluster = load_cluster(overrides=changes)
+    manifest = katib.experiment(sweep_of(params, SPACE), SPACE, Plan(9, 3, 5, registers=True), cluster, "team")
+    job = manifest["spec"]["trialTemplate"]["trialSpec"]
+
+    def empty_fields(value: Any, path: str = "") -> list[str]:
+        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+        found = [each for name, part in parts for each in empty_fields(part, f"{path}/{name}")]
+        return [path, *found] if value in ("", [], {}) else found
+
+    assert empty_fields(job) == []
+    kubernetes_validate.validate(job | {"metadata": {"name": "trying-abc"}}, VERSION, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),  # as Go's type of Kubernetes writes them, which Katib's webhook compares with what is given
+    [("8Gi", "8Gi"), ("1024Mi", "1Gi"), ("1.5Gi", "1536Mi"), ("64000k", "64M"), ("1000000000", "1G"), ("1025", "1025")],
+)
+def test_shared_memory_of_a_trial_is_written_as_kubernetes_writes_it(given: str, written: str, params: Params) -> None:
+    cluster = load_cluster(overrides=[f"tasks.train.shared_memory='{given}'"])
+    manifest = katib.experiment(sweep_of(params, SPACE), SPACE, Plan(9, 3, 5, registers=True), cluster, "team")
+    [memory] = [
+        volume["emptyDir"]["sizeLimit"]
+        for volume in manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]["volumes"]
+        if "emptyDir" in volume
+    ]
+    assert memory == written
+
+
+def test_the_container_that_katib_adds_to_a_trial_may_run_as_root(params: Params) -> None:
+    manifest = katib.experiment(sweep_of(params, SPACE), SPACE, Plan(9, 3, 5, registers=True), load_cluster(), "team")
+    pod = manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]["template"]["spec"]
+    assert "runAsNonRoot" not in pod["securityContext"]  # its image has no other user
+    assert pod["containers"][0]["securityContext"]["runAsNonRoot"] is True
+
+
 def test_only_an_end_that_would_come_again_fails_a_trial_at_once(params: Params) -> None:
     manifest = katib.experiment(sweep_of(params, SPACE), SPACE, Plan(9, 3, 5, registers=True), load_cluster(), "team")
     template = manifest["spec"]["trialTemplate"]
