@@ -91,12 +91,12 @@ def joined_world(device_name: str) -> Iterator[World]:
     if on_gpus:
         _check_gpu(world)
         torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
-    try:
-        with _peers_reported():
+    with _peers_reported():
+        dist.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
+        try:
             yield world
-    finally:
-        dist.destroy_process_group()
+        finally:
+            dist.destroy_process_group()
 
 
 def own_device_name(device_name: str, world: World) -> str:

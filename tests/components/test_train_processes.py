@@ -172,6 +172,8 @@ def test_an_error_of_all_processes_is_reported_once_and_not_tried_again(
     (folder / "data/processed/train/train.json").unlink()
     with start(folder, repository) as process:
         log = finish(process, code=1)
+    # PyTorch's own line, where one process ends while the other still connects:
+    log = re.sub(r"^\[E\d{4} .*Gloo.*\n", "", log, flags=re.MULTILINE)
     what = "data/processed/train/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
     assert log == f"[train] training processes: 2\n\ntrain failed: {what}\n"
 

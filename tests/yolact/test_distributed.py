@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.yolact.engine.runs import REPOSITORY, make_images
-from yolact.distributed import joined_world
+from yolact.distributed import PeerError, joined_world
 from yolact.errors import SettingsError
 from yolact.settings import PUBLISHED_AUGMENTATION
 
@@ -103,6 +103,18 @@ def test_more_processes_than_gpus_are_rejected_with_the_right_number(monkeypatch
     assert met == ["nccl", "nccl"]
     assert "4 processes were started on this machine, but it has 2 CUDA GPUs" in str(caught.value)
     assert "runtime.processes: auto (for torchrun, --nproc-per-node 2), or runtime.device: cpu" in str(caught.value)
+
+
+def test_a_process_that_ends_while_the_others_connect_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with [pair.cc:561] Connection closed by peer [127.0.0.1]:47848")
+
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.distributed.init_process_group", refuse)
+    reported = pytest.raises(PeerError, match=r"has failed or is gone; its message says why .*closed by peer")
+    with reported, joined_world("cpu"):
+        pass
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "mps"])
