@@ -117,8 +117,6 @@ def inference(
 
     chosen_device = prepare(device, threads)
     runtimes, left_out = runtime_specs(runtime, chosen_device)
-    for line in left_out:
-        typer.echo(line, err=True)
     specs = backend_specs(precision, against or [], compile=compile, runtimes=runtimes)
     config = find_detection(detection or ("published-no-tail" if against else "default"))
     images = read_images(image or [])
@@ -138,7 +136,10 @@ def inference(
             memory=memory,
             cpu_time=cpu_time,
             progress=show,
+            leave_out=left_out.append if runtime == "all" else None,
         )
+    for line in left_out:
+        typer.echo(line, err=True)
     print_inference(result, as_json=as_json)
 
 

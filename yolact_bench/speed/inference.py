@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolact.errors import ExportError
 from yolact.inference.export import export_onnx
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.openvino_export import export_openvino
@@ -113,6 +114,7 @@ def measure(
     memory: bool = True,
     cpu_time: bool = False,
     progress: Callable[[str], None] = lambda _: None,
+    leave_out: Callable[[str], None] | None = None,
 ) -> InferenceBenchmark:
     """Detect with several backends, which have the same weights and images, in alternating rounds.
 
@@ -129,6 +131,8 @@ def measure(
         memory: also measure peak memory, in new processes for each backend (`MEMORY_PROCESSES`).
         cpu_time: measure CPU time of all threads instead of elapsed time.
         progress: receives a line about the current activity.
+        leave_out: receives a line about each backend whose export fails, which is then not measured; None: that is an
+            error.
 
     Raises:
         SettingsError: a backend cannot be loaded or does not follow the protocol, its process is killed, or the GPU
@@ -138,7 +142,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), enough_memory(batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
-        specs = [exported(spec, Path(folder), model, classes, images, batch, progress) for spec in specs]
+        specs = list(_exported_all(specs, Path(folder), model, classes, images, batch, progress, leave_out))
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
         # First, while no other backend's process needs memory.
@@ -169,6 +173,26 @@ def measure(
         cudnn_benchmark=device.type == "cuda",
     )
     return InferenceBenchmark(machine, settings, reference, results)
+
+
+def _exported_all(
+    specs: Sequence[BackendSpec],
+    folder: Path,
+    model: Yolact,
+    classes: Sequence[str],
+    images: Sequence[np.ndarray],
+    batch: int,
+    progress: Callable[[str], None],
+    leave_out: Callable[[str], None] | None,
+) -> Iterator[BackendSpec]:
+    for spec in specs:
+        try:
+            yield exported(spec, folder, model, classes, images, batch, progress)
+        except ExportError as error:
+            if leave_out is None:
+                raise
+            _, _, reason = str(error).partition(": ")  # without the temporary file
+            leave_out(f"{spec.name}: left out: {reason or error}")
 
 
 def exported(
