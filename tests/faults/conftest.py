@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from tests.faults.faults import Command, Outcome
+from tests.servers.mlflow_servers import MlflowServer
+from tests.servers.servers import CuttingProxy
 from yolact_ops.settings.params import load_params
 
 STEPS = ("ingest", "preprocess", "train", "evaluate", "register")
@@ -109,3 +111,12 @@ def copy_to(finished: Place, repository: Path) -> CopyTo:
 def place(copy_to: CopyTo, tmp_path: Path) -> Place:
     """A copy of the finished project."""
     return copy_to(tmp_path / "place")
+
+
+@pytest.fixture
+def line(on_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
+    """The network between this machine and MLflow."""
+    made = CuttingProxy(on_server.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
+    yield made
+    made.close()

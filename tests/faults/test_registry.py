@@ -57,15 +57,6 @@ def params(repository: Path) -> Params:
 
 
 @pytest.fixture
-def line(on_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
-    """The network between this machine and MLflow."""
-    made = CuttingProxy(on_server.address)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def client(on_server: MlflowServer) -> MlflowClient:
     """Its requests do not pass the line."""
     return MlflowClient(tracking_uri=on_server.address)

@@ -53,15 +53,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # MLflow ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def line(on_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
-    """The network between this machine and MLflow."""
-    made = CuttingProxy(on_server.address)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.url)
-    yield made
-    made.close()
-
-
 def history(server: MlflowServer, run_id: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in MlflowClient(server.address).get_metric_history(run_id, "loss")]
 

@@ -142,7 +142,11 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), enough_memory(batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
-        specs = list(_exported_all(specs, Path(folder), model, classes, images, batch, progress, leave_out))
+
+        def export(spec: BackendSpec) -> BackendSpec:
+            return exported(spec, Path(folder), model, classes, images, batch, progress)
+
+        specs = list(_exportable(specs, export, leave_out))
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
         # First, while no other backend's process needs memory.
@@ -175,19 +179,15 @@ def measure(
     return InferenceBenchmark(machine, settings, reference, results)
 
 
-def _exported_all(
+def _exportable(
     specs: Sequence[BackendSpec],
-    folder: Path,
-    model: Yolact,
-    classes: Sequence[str],
-    images: Sequence[np.ndarray],
-    batch: int,
-    progress: Callable[[str], None],
+    export: Callable[[BackendSpec], BackendSpec],
     leave_out: Callable[[str], None] | None,
 ) -> Iterator[BackendSpec]:
+    """The backends with their exported networks; for ``leave_out`` see `measure`."""
     for spec in specs:
         try:
-            yield exported(spec, folder, model, classes, images, batch, progress)
+            yield export(spec)
         except ExportError as error:
             if leave_out is None:
                 raise
